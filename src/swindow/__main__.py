@@ -1,0 +1,5 @@
+"""``python -m swindow``."""
+
+from swindow.cli import main
+
+main()

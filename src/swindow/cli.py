@@ -1,0 +1,335 @@
+"""The command line. Every command is one function that imports what it needs; ``--help`` imports nothing heavy."""
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+
+from swindow._version import __version__
+from swindow.errors import SwindowError, UnknownName
+
+if TYPE_CHECKING:
+    from swindow.training import TrainConfig
+
+HELP = """\
+usage: swindow COMMAND [OPTIONS]
+
+Swin Transformers on your own images.
+
+  train DATA           train or fine-tune, with a report at the end
+  eval RUN [DATA]      judge a trained model
+  predict RUN IMAGES   classes of new images: JSON lines, CSV, a contact sheet
+  explain RUN IMAGE    what the model looks at: attention maps, Grad-CAM
+  info NAME|RUN        parameters, multiply-accumulates, stage table
+  models [PATTERN]     the models there are
+  data check DATA      find images and labels that cannot be used
+
+swindow COMMAND --help says more. --version prints the version; --debug shows the traceback of an error.
+DATA is a folder of class folders (with or without train/ and val/), a folder of IDX files (MNIST's format),
+a CSV or Parquet table of path and label, a torchvision dataset's name, or digits."""
+
+Arguments = TypeVar("Arguments")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run one command and exit: 0 done, 1 done with failures, 2 refused, 130 and 143 stopped by a signal."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    try:
+        code = run(words)
+        sys.stdout.flush()
+    except SwindowError as error:
+        if debug:
+            raise
+        print(f"swindow: {error}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        code = 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read us has left: no more to say
+        code = 141
+    sys.exit(code)
+
+
+def run(words: list[str]) -> int:
+    """The command that `words` name, run; its exit code.
+
+    Raises:
+        UnknownName: there is no such command.
+    """
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(HELP)
+        return 0
+    if words[0] in ("-V", "--version"):
+        print(f"swindow {__version__}")
+        return 0
+    if words[0] not in COMMANDS:
+        raise UnknownName("command", words[0], COMMANDS)
+    return COMMANDS[words[0]](words[1:])
+
+
+def train_command(words: list[str]) -> int:
+    """Train or fine-tune a classifier on a folder of images."""
+    from swindow.training import train
+
+    first = parse(_train_arguments(), words, prog="swindow train")
+    start = _starting_point(first, words)
+    # Parsed again with what recipe and file propose as defaults, so that flags have the last word.
+    final = parse(_train_arguments(), words, prog="swindow train", default=_as_arguments(start, first))
+    result = train(_as_config(final), resume=final.resume)
+    codes = {"SIGINT": 130, "SIGTERM": 143}
+    if result.stopped_by not in codes:
+        print(f"{result.run}: accuracy {result.evaluation.accuracy:.2%}" if result.evaluation else result.run)
+    return codes.get(result.stopped_by, 0)
+
+
+def eval_command(words: list[str]) -> int:
+    """Judge a trained model on a split of a data set."""
+    import tyro
+
+    from swindow.evaluation import evaluate
+
+    @dataclasses.dataclass(frozen=True)
+    class Eval:
+        """Judge a trained model on a split of a data set."""
+
+        run: Annotated[str, tyro.conf.Positional]
+        """A run folder or a checkpoint."""
+        data: Annotated[str, tyro.conf.Positional] = ""
+        """Any DATA that train takes; empty for the data that the run was trained on."""
+        split: str = ""
+        """train, val or test; empty for test where there is one, else val."""
+        batch: int = 64
+        """Images per forward pass."""
+        device: str = "auto"
+        """auto, cpu, cuda or mps."""
+        out: Path | None = None
+        """Also write the figures to this JSON file."""
+
+    asked = parse(Eval, words, prog="swindow eval")
+    evaluation = evaluate(asked.run, asked.data or None, split=asked.split or None, batch=asked.batch, device=asked.device)
+    print(evaluation.table())
+    if asked.out is not None:
+        from swindow.checkpoints.files import write_atomic
+
+        write_atomic(asked.out, json.dumps(evaluation.summary(), indent=1))
+    return 0
+
+
+def predict_command(words: list[str]) -> int:
+    """Classes of new images."""
+    import tyro
+
+    from swindow.images import ImageLimits
+    from swindow.predict import Predictor, predict_files
+    from swindow.progress import watcher
+
+    @dataclasses.dataclass(frozen=True)
+    class Predict:
+        """Classify new images: one line each on screen, predictions.jsonl, predictions.csv and sheet.png in --out."""
+
+        run: Annotated[str, tyro.conf.Positional]
+        """A run folder or a checkpoint."""
+        images: Annotated[tuple[str, ...], tyro.conf.Positional]
+        """Files, folders or glob patterns."""
+        out: Path = Path("predictions")
+        """Folder for the results."""
+        top: int = 5
+        """Classes to name for each image."""
+        batch: int = 32
+        """Images per forward pass."""
+        sheet: bool = True
+        """Make a contact sheet."""
+        device: str = "auto"
+        """auto, cpu, cuda or mps."""
+        max_pixels: int = 200_000_000
+        """Larger images are refused before they are decoded."""
+
+    asked = parse(Predict, words, prog="swindow predict")
+    predictor = Predictor(
+        asked.run, device=asked.device, batch=asked.batch, limits=ImageLimits(max_pixels=asked.max_pixels)
+    )
+    summary = predict_files(
+        predictor, list(asked.images), asked.out, top=asked.top, sheet=asked.sheet, progress=watcher()
+    )
+    print(summary.text())
+    return 1 if summary.failures else 0
+
+
+def explain_command(words: list[str]) -> int:
+    """What a model looks at."""
+    import tyro
+
+    from swindow.explanation import explain
+
+    @dataclasses.dataclass(frozen=True)
+    class Explain:
+        """Show what a model looks at in an image: stitched window attention, a point's view, Grad-CAM."""
+
+        run: Annotated[str, tyro.conf.Positional]
+        """A run folder or a checkpoint."""
+        image: Annotated[str, tyro.conf.Positional]
+        """The image."""
+        out: Path = Path("explanation")
+        """Folder for the pictures and index.html."""
+        point: tuple[int, int] | None = None
+        """x and y of a pixel whose view to show; the middle by default."""
+        target: str | None = None
+        """The class to explain; the predicted one by default."""
+        size: str | None = None
+        """Run at another size: a number of pixels, HxW, or native."""
+        device: str = "auto"
+        """auto, cpu, cuda or mps."""
+
+    asked = parse(Explain, words, prog="swindow explain")
+    explanation = explain(
+        asked.run, asked.image, point=asked.point, target=asked.target, size=asked.size, device=asked.device
+    )
+    for path in explanation.save(asked.out):
+        print(path)
+    return 0
+
+
+def info_command(words: list[str]) -> int:
+    """Parameters, multiply-accumulates and stages of a model."""
+    import tyro
+
+    from swindow.counting import describe
+
+    @dataclasses.dataclass(frozen=True)
+    class Info:
+        """Parameters, multiply-accumulates, activations and the stage table of a model."""
+
+        name: Annotated[str, tyro.conf.Positional]
+        """A model's name, a run folder or a checkpoint."""
+        size: tuple[int, ...] = ()
+        """Height and width, or one number for a square; the run's own, or 224, by default."""
+        classes: int = 1000
+        """Number of classes, for a model by name."""
+        channels: int = 3
+        """Image channels, for a model by name."""
+
+    asked = parse(Info, words, prog="swindow info")
+    print(describe(asked.name, size=asked.size, num_classes=asked.classes, in_channels=asked.channels))
+    return 0
+
+
+def models_command(words: list[str]) -> int:
+    """The models that there are."""
+    import tyro
+
+    from swindow.counting import overview
+
+    @dataclasses.dataclass(frozen=True)
+    class Models:
+        """The models that match a shell pattern, with their size."""
+
+        pattern: Annotated[str, tyro.conf.Positional] = "*"
+        """Such as swin_*."""
+
+    print(overview(parse(Models, words, prog="swindow models").pattern))
+    return 0
+
+
+def data_command(words: list[str]) -> int:
+    """What can be done with a data set."""
+    import tyro
+
+    from swindow.data import check
+    from swindow.images import ImageLimits
+    from swindow.progress import watcher
+
+    @dataclasses.dataclass(frozen=True)
+    class Check:
+        """Decode every image of a data set and list everything that cannot be used, each with what to do."""
+
+        action: Annotated[Literal["check"], tyro.conf.Positional]
+        """check is what there is."""
+        data: Annotated[str, tyro.conf.Positional]
+        """Any DATA that train takes."""
+        max_pixels: int = 200_000_000
+        """Larger images are refused before they are decoded."""
+
+    asked = parse(Check, words, prog="swindow data")
+    report = check(asked.data, limits=ImageLimits(max_pixels=asked.max_pixels), progress=watcher())
+    print(report.text())
+    return 1 if report.problems else 0
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "train": train_command,
+    "eval": eval_command,
+    "predict": predict_command,
+    "explain": explain_command,
+    "info": info_command,
+    "models": models_command,
+    "data": data_command,
+}
+
+
+def parse(shape: type[Arguments], words: list[str], *, prog: str, default: Arguments | None = None) -> Arguments:
+    """`words` as an instance of the dataclass `shape`; tyro prints help and usage errors and exits by itself."""
+    import tyro
+
+    options = {} if default is None else {"default": default}
+    return tyro.cli(shape, args=words, prog=prog, config=(tyro.conf.FlagCreatePairsOff,), **options)
+
+
+def _train_arguments() -> Any:
+    """TrainConfig with DATA as a positional argument and what only the command line knows."""
+    import tyro
+
+    from swindow.training import TrainConfig
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Train(TrainConfig):
+        """Train or fine-tune a classifier. Recipe < --config FILE < flags; what none of them says, the data decides."""
+
+        data: Annotated[str, tyro.conf.Positional] = ""
+        """Class folders, an IDX folder, a CSV or Parquet table, a torchvision dataset's name, or digits."""
+        config: Path | None = None
+        """A TOML file with any of these settings; a run folder's config.toml runs it again."""
+        resume: bool = False
+        """Go on with the run in --out."""
+
+    return Train
+
+
+def _as_config(asked: Any) -> "TrainConfig":
+    from swindow.training import TrainConfig
+
+    return TrainConfig(**{field.name: getattr(asked, field.name) for field in dataclasses.fields(TrainConfig)})
+
+
+def _as_arguments(config: "TrainConfig", first: Any) -> Any:
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    return type(first)(**values, config=first.config, resume=first.resume)
+
+
+def _starting_point(first: Any, words: list[str]) -> "TrainConfig":
+    """The settings that flags then change: the run's own on resume, else the recipe's with the file's on top."""
+    from swindow.config import from_dict, read_toml
+    from swindow.recipes import configure
+    from swindow.training import TrainConfig
+
+    own = Path(first.out) / "config.toml"
+    if first.resume and first.out and own.exists():
+        return from_dict(TrainConfig, read_toml(own))
+    given = read_toml(first.config) if first.config else {}
+    return configure(
+        first.data or str(given.pop("data", "")), recipe=first.recipe, **given, **_explicit(words, given)
+    )
+
+
+def _explicit(words: list[str], given: dict[str, Any]) -> dict[str, Any]:
+    """The flags that a recipe must know of, since other settings follow from them."""
+    scout = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for flag, kind in {"--model": str, "--size": int, "--channels": int, "--weights": str}.items():
+        scout.add_argument(flag, type=kind)
+    known = vars(scout.parse_known_args(words)[0])
+    return {name: value for name, value in known.items() if value is not None}

@@ -1,0 +1,216 @@
+"""Random changes to training images: torchvision's transforms on 8-bit pixels, driven by one seed a sample."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from swindow.data.seeds import uniforms
+from swindow.errors import ConfigError
+from swindow.preprocess import Preprocess
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """What may happen to a training image, in this order; the defaults change nothing."""
+
+    crop: Literal["none", "shift", "resized"] = "none"
+    """The evaluation's view; the same, moved by some pixels; or a random rectangle of the picture, resized."""
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    """``resized``: area of the rectangle as a part of the picture's."""
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """``resized``: width / height of the rectangle."""
+    shift: int = 0
+    """``shift``: at most so many pixels up or down and left or right."""
+    shift_fill: Literal["zero", "reflect"] = "zero"
+    """``shift``: what comes in at the edge."""
+    hflip: float = 0.0
+    """Probability of left for right."""
+    vflip: float = 0.0
+    """Probability of top for bottom."""
+    randaugment_ops: int = 0
+    """RandAugment (arXiv 1909.13719): operations per image; 0 is off."""
+    randaugment_magnitude: int = 9
+    """RandAugment: strength, 0..30."""
+    jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+    """Colour jitter: brightness, contrast, saturation, hue (at most 0.5)."""
+    erasing: float = 0.0
+    """Random erasing (arXiv 1708.04896): probability that a rectangle becomes the mean colour."""
+    mixup: float = 0.0
+    """mixup (arXiv 1710.09412): alpha of the Beta distribution; 0 is off. Per batch."""
+    cutmix: float = 0.0
+    """CutMix (arXiv 1905.04899): alpha; 0 is off. With both on, each batch takes one or the other."""
+    mix_prob: float = 1.0
+    """Probability that a batch is mixed at all."""
+    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+    """Of the resized crop (antialiased)."""
+
+    def __post_init__(self) -> None:
+        for name in ("hflip", "vflip", "erasing", "mix_prob"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"augment {name} is {getattr(self, name)}; a probability lies in 0..1")
+        for name in ("shift", "randaugment_ops", "mixup", "cutmix"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"augment {name} is {getattr(self, name)}; it must not be negative")
+        self._check_choices()
+        self._check_ranges()
+
+    def _check_choices(self) -> None:
+        if self.crop not in ("none", "shift", "resized"):
+            raise ConfigError(f"augment crop {self.crop!r} is not one of none, shift, resized")
+        if self.shift_fill not in ("zero", "reflect"):
+            raise ConfigError(f"augment shift_fill {self.shift_fill!r} is not one of zero, reflect")
+        if self.interpolation not in ("bilinear", "bicubic"):
+            raise ConfigError(f"augment interpolation {self.interpolation!r} is not one of bilinear, bicubic")
+
+    def _check_ranges(self) -> None:
+        if not 0 <= self.randaugment_magnitude <= 30:
+            raise ConfigError(f"augment randaugment_magnitude is {self.randaugment_magnitude}; it lies in 0..30")
+        if min(self.jitter) < 0 or self.jitter[3] > 0.5:
+            raise ConfigError(f"augment jitter {self.jitter} must not be negative, and hue at most 0.5")
+        if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
+            raise ConfigError(f"augment crop_scale {self.crop_scale} is not a range within (0, 1]")
+        if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
+            raise ConfigError(f"augment crop_ratio {self.crop_ratio} is not a range above 0")
+
+    @property
+    def mixes(self) -> bool:
+        """Whether batches may be mixed, so that targets become soft."""
+        return self.mix_prob > 0 and (self.mixup > 0 or self.cutmix > 0)
+
+
+class Augment:
+    """A config made to act: the result is a function of the pixels and the seed, whatever else is drawn elsewhere."""
+
+    def __init__(self, config: AugmentConfig, preprocess: Preprocess) -> None:
+        self.config = config
+        self.preprocess = preprocess
+        self._crop = _resized_crop(config, preprocess)
+        self._colour = _colour(config, preprocess)
+
+    def __call__(self, image: UInt8[Tensor, "C h w"], seed: int) -> UInt8[Tensor, "C H W"]:
+        """One image of any size, at the model's size."""
+        return self._augmented([image], np.asarray([seed], np.uint64))[0]
+
+    def batch(self, images: UInt8[Tensor, "B C h w"], seeds: np.ndarray) -> UInt8[Tensor, "B C H W"]:
+        """Images of one size, a seed each; the same as one by one, and much faster where no colour changes."""
+        return self._augmented(images, seeds)
+
+    def _augmented(self, images: UInt8[Tensor, "B C h w"] | list[Tensor], seeds: np.ndarray) -> Tensor:
+        if self._crop is not None:
+            images = torch.stack([_seeded(self._crop, image, seed) for image, seed in zip(images, seeds, strict=True)])
+        elif isinstance(images, list):
+            images = torch.stack([self.preprocess.resize(image) for image in images])
+        else:
+            images = self.preprocess.resize(images)
+        images = _moved(images, uniforms(seeds, 4), self.config)
+        if self._colour is None:
+            return images
+        return torch.stack([_seeded(self._colour, image, seed) for image, seed in zip(images, ~seeds, strict=True)])
+
+
+def build_augment(config: AugmentConfig, preprocess: Preprocess) -> Augment:
+    """The augmentation of `config`, ending at the size of `preprocess`.
+
+    Raises:
+        ConfigError: RandAugment or colour jitter for images that are neither grey nor RGB.
+    """
+    return Augment(config, preprocess)
+
+
+def mix_batch(
+    images: Float[Tensor, "B C H W"], targets: Float[Tensor, "B K"], config: AugmentConfig, seed: int
+) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B K"]]:
+    """mixup or CutMix of each image with its neighbour in the batch, targets alike; one strength for the batch."""
+    from torchvision.transforms import v2
+
+    if not config.mixes or len(images) < 2:
+        return images, targets
+    chance, which = uniforms(np.asarray([seed], np.uint64), 2)[0]
+    if chance >= config.mix_prob:
+        return images, targets
+    cut = config.mixup == 0 or (config.cutmix > 0 and which < 0.5)
+    mix = v2.CutMix(alpha=config.cutmix) if cut else v2.MixUp(alpha=config.mixup)
+    mixed, soft = _seeded(lambda pair: mix(*pair), (images, targets), seed)
+    return mixed, soft
+
+
+def _seeded(transform: Any, image: Any, seed: int) -> Any:
+    """`transform` under its own seed; torch's generator, from which torchvision draws, is put back as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(int(seed))  # torch.manual_seed would also reset the accelerator's
+        return transform(image)
+
+
+def _resized_crop(config: AugmentConfig, preprocess: Preprocess) -> Any:
+    if config.crop != "resized":
+        return None
+    from torchvision.transforms import v2
+
+    mode = v2.InterpolationMode(config.interpolation)
+    crop = v2.RandomResizedCrop(preprocess.size, config.crop_scale, config.crop_ratio, mode, antialias=True)
+    return v2.Compose([crop, _contiguous])  # the colour operations are a third slower on channels-last pixels
+
+
+def _contiguous(image: Tensor) -> Tensor:
+    return image.contiguous()
+
+
+def _colour(config: AugmentConfig, preprocess: Preprocess) -> Any:
+    """RandAugment, jitter and erasing as one torchvision transform, or None."""
+    if not (config.randaugment_ops or any(config.jitter) or config.erasing):
+        return None
+    if preprocess.channels not in (1, 3) and (config.randaugment_ops or any(config.jitter)):
+        raise ConfigError(
+            f"RandAugment and colour jitter need 1 or 3 channels, not {preprocess.channels}; "
+            f"set randaugment_ops = 0 and jitter = [0, 0, 0, 0]"
+        )
+    from torchvision.transforms import v2
+
+    mean = [round(255 * mean) for mean in preprocess.mean]
+    steps: list[Any] = []
+    if config.randaugment_ops:
+        steps.append(v2.RandAugment(config.randaugment_ops, config.randaugment_magnitude, fill=mean))
+    if any(config.jitter):
+        steps.append(v2.ColorJitter(*config.jitter))
+    if config.erasing:
+        steps.append(v2.RandomErasing(config.erasing, value=mean))
+    return v2.Compose(steps)
+
+
+def _moved(images: UInt8[Tensor, "B C H W"], draws: np.ndarray, config: AugmentConfig) -> UInt8[Tensor, "B C H W"]:
+    """Shifts and flips of a whole batch: every output row and column says which source row and column it shows."""
+    reach = config.shift if config.crop == "shift" else 0
+    flip_rows, flip_columns = draws[:, 2] < config.vflip, draws[:, 3] < config.hflip
+    if not reach:
+        return _flipped(_flipped(images, -2, flip_rows), -1, flip_columns)
+    rows, above = _lines(images.shape[-2], reach, config.shift_fill, draws[:, 0], flip_rows)
+    columns, beside = _lines(images.shape[-1], reach, config.shift_fill, draws[:, 1], flip_columns)
+    moved = images.gather(-2, rows[:, None, :, None].expand(images.shape))
+    moved = moved.gather(-1, columns[:, None, None, :].expand(images.shape))
+    if config.shift_fill == "zero":
+        moved.masked_fill_((above[:, :, None] | beside[:, None, :])[:, None], 0)
+    return moved
+
+
+def _flipped(images: UInt8[Tensor, "B C H W"], axis: int, flip: np.ndarray) -> UInt8[Tensor, "B C H W"]:
+    if not flip.any():
+        return images
+    return torch.where(torch.from_numpy(flip)[:, None, None, None], images.flip(axis), images)
+
+
+def _lines(count: int, reach: int, fill: str, draw: np.ndarray, flip: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Per image, the source line that each line shows (``B count``), and whether it lies outside the picture."""
+    offset = np.floor(draw * (2 * reach + 1)).astype(np.int64) - reach
+    lines = np.arange(count) + offset[:, None]
+    outside = (lines < 0) | (lines >= count)
+    if fill == "reflect" and count > 1:
+        period = 2 * (count - 1)
+        lines = np.abs((lines + count - 1) % period - (count - 1))
+    lines = np.clip(lines, 0, count - 1)
+    lines = np.where(flip[:, None], lines[:, ::-1], lines)
+    outside = np.where(flip[:, None], outside[:, ::-1], outside)
+    return torch.from_numpy(lines), torch.from_numpy(outside)

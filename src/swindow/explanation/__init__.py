@@ -1,0 +1,225 @@
+"""Why a Swin sees in a photo what it sees: attention, receptive fields and Grad-CAM, at any image size.
+
+`explain` walks through the model with its own public parts; nothing is hooked and nothing changed.
+
+* `windows`: window attention stitched back to the token grid; chains of windows followed backwards
+* `tracing`: one image through the model's parts
+* `frame`: maps laid back on the photo's pixels
+* `results`: the arrays; `pictures` and `page`: what `Explanation.save` draws
+"""
+
+import copy
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy import ndarray
+from torch import Tensor
+
+from swindow.checkpoints import load
+from swindow.devices import pick_device
+from swindow.errors import ConfigError, UnknownName
+from swindow.explanation import windows
+from swindow.explanation.frame import Frame
+from swindow.explanation.results import Explanation, PointMaps, PointStage, StageMaps
+from swindow.explanation.tracing import BlockTrace, ClassMap, evaluating, grad_cam, trace
+from swindow.explanation.windows import Step
+from swindow.images import Source, name_of, read_image
+from swindow.model import Model
+from swindow.ops.windows import Size
+from swindow.preprocess import Preprocess
+
+__all__ = ["Explanation", "Frame", "PointMaps", "PointStage", "StageMaps", "explain"]
+
+InputSize = int | tuple[int, int] | Literal["native"]
+
+
+def explain(
+    model_or_path: Model | str | Path,
+    image: Source,
+    *,
+    point: tuple[int, int] | None = None,
+    target: int | str | None = None,
+    stage: int = -1,
+    size: InputSize | None = None,
+    out: str | Path | None = None,
+    device: str = "auto",
+) -> Explanation:
+    """Window attention, a point's receptive field and Grad-CAM for one image, as arrays and, with `out`, as pictures.
+
+    Args:
+        model_or_path: a model, left exactly as it is, or what `swindow.load` takes.
+        image: what `swindow.images.read_image` takes.
+        point: the pixel (x, y) of the photo to follow; by default where Grad-CAM is strongest.
+        target: the class that Grad-CAM explains, by name or number; by default the predicted one.
+        stage: the stage whose map Grad-CAM weighs, from 0; negative counts from the end.
+        size: another input size than the model's: a side, (height, width), or ``"native"`` for the photo's own pixels.
+        out: a folder for `Explanation.save`.
+        device: ``auto`` is where a model given already is, and for a path the best there is.
+
+    Raises:
+        ConfigError: a point that the model does not see, a stage or class that it does not have, or a model that does
+            not say how pixels are prepared.
+        DataError: the image cannot be read, or `out` cannot be written.
+        CheckpointError: there is no model at the path.
+    """
+    model = _placed(model_or_path, device)
+    photo = read_image(image, channels=model.config.in_channels)
+    preprocess = _sized(model, size, (photo.shape[1], photo.shape[2]))
+    frame = _frame(preprocess, (photo.shape[1], photo.shape[2]))
+    classes, strides = _classes(model), model.backbone.config.strides
+    wanted, stage = _target(target, classes), _stage(stage, len(strides))
+    _check_point(point, frame)
+    with torch.inference_mode(False), evaluating(model):
+        images = preprocess(photo)[None].to(next(model.parameters()))
+        cam = grad_cam(model, images, wanted, stage)
+        heat = _unit(frame.lay(_array(cam.heat), strides[stage]))
+        x, y = _peak(heat, frame) if point is None else point
+        tokens = [frame.token(x, y, stride) for stride in strides]
+        traces = trace(model.backbone, images, tokens)
+        explanation = Explanation(
+            name=name_of(image),
+            photo=photo.permute(1, 2, 0).numpy(),
+            frame=frame,
+            prediction=_top(cam, classes, 5),
+            target=classes[cam.target],
+            probability=float(cam.logits.softmax(0)[cam.target]),
+            gradcam=heat,
+            gradcam_stage=stage,
+            rollout=_pooled_rollout(traces),
+            stages=tuple(map(_stage_maps, traces, strides)),
+            point=PointMaps(x=x, y=y, chosen=point is not None, stages=_follow(traces, tokens)),
+        )
+    if out is not None:
+        explanation.save(out)
+    return explanation
+
+
+def _placed(model_or_path: Model | str | Path, device: str) -> Model:
+    """The model on the device asked for; a model given is never moved, so another device means a copy."""
+    if not isinstance(model_or_path, Model):
+        return load(model_or_path).to(pick_device(device))
+    here = next(model_or_path.parameters()).device
+    there = here if device == "auto" else pick_device(device)
+    same = there.type == here.type and there.index in (None, here.index)
+    return model_or_path if same else copy.deepcopy(model_or_path).to(there)
+
+
+def _sized(model: Model, size: InputSize | None, photo: Size) -> Preprocess:
+    """The model's preprocessing with the input size asked for."""
+    if model.preprocess is None:
+        raise ConfigError(
+            "the model does not say how its pixels are prepared; set model.preprocess = Preprocess(size=…, mean=…, std=…)"
+        )
+    match size:
+        case None:
+            return model.preprocess
+        case "native":  # stretched to its own size: not resampled
+            return dataclasses.replace(model.preprocess, size=photo, fit="squash")
+        case int():
+            return dataclasses.replace(model.preprocess, size=(size, size))
+        case (int(), int()):
+            return dataclasses.replace(model.preprocess, size=tuple(size))
+    raise ConfigError(f"size {size!r} is not a side in pixels, a (height, width) or 'native'")
+
+
+def _frame(preprocess: Preprocess, photo: Size) -> Frame:
+    return Frame(photo=photo, region=tuple(map(float, preprocess.region(*photo))), input=preprocess.size)
+
+
+def _classes(model: Model) -> tuple[str, ...]:
+    count = model.config.head.num_classes
+    return model.classes or tuple(f"class {index}" for index in range(count))
+
+
+def _target(target: int | str | None, classes: tuple[str, ...]) -> int | None:
+    if isinstance(target, str):
+        if target not in classes:
+            raise UnknownName("class", target, classes)
+        return classes.index(target)
+    if target is not None and not 0 <= target < len(classes):
+        raise ConfigError(f"target {target} is not a class of this model; give a name or 0 to {len(classes) - 1}")
+    return target
+
+
+def _stage(stage: int, count: int) -> int:
+    if not -count <= stage < count:
+        raise ConfigError(f"stage {stage} is not one of this model's {count}; give 0 to {count - 1}, or -1 for the last")
+    return stage % count
+
+
+def _check_point(point: tuple[int, int] | None, frame: Frame) -> None:
+    if point is None:
+        return
+    (x, y), seen = point, frame.seen()
+    if not (0 <= x < frame.photo[1] and 0 <= y < frame.photo[0] and seen[y, x]):
+        rows, columns = seen.any(1).nonzero()[0], seen.any(0).nonzero()[0]
+        raise ConfigError(
+            f"point ({x}, {y}) is not in what the model sees of this photo; "
+            f"give x from {columns[0]} to {columns[-1]} and y from {rows[0]} to {rows[-1]}, or another size"
+        )
+
+
+def _top(cam: ClassMap, classes: tuple[str, ...], most: int) -> tuple[tuple[str, float], ...]:
+    best = cam.logits.float().softmax(0).topk(min(most, len(classes)))
+    return tuple((classes[index], value) for value, index in zip(best.values.tolist(), best.indices.tolist(), strict=True))
+
+
+def _unit(heat: ndarray) -> ndarray:
+    """Scaled so that the highest is 1; a map of zeros stays one."""
+    return heat / heat.max() if heat.max() > 0 else heat
+
+
+def _peak(heat: ndarray, frame: Frame) -> tuple[int, int]:
+    """The brightest pixel, or the middle of what was seen when nothing is bright."""
+    if heat.max() > 0:
+        y, x = np.unravel_index(int(heat.argmax()), heat.shape)
+    else:
+        y, x = (places[len(places) // 2] for places in (frame.seen().any(axis).nonzero()[0] for axis in (1, 0)))
+    return int(x), int(y)
+
+
+def _stage_maps(blocks: list[BlockTrace], stride: int) -> StageMaps:
+    return StageMaps(
+        stride=stride,
+        window=blocks[0].step.layout.window,
+        shifts=tuple(block.step.layout.shift for block in blocks),
+        received=tuple(_array(block.received) for block in blocks),
+        padding=tuple(_array(block.padding) for block in blocks),
+    )
+
+
+def _pooled_rollout(traces: list[list[BlockTrace]]) -> ndarray:
+    """Roll-out of what a classifier reads: the mean of the last stage's tokens."""
+    layout, weights = traces[-1][-1].step
+    uniform = weights.new_full(layout.grid, 1 / (layout.grid[0] * layout.grid[1]))
+    return _array(windows.rollout(uniform, _steps(traces)))
+
+
+def _follow(traces: list[list[BlockTrace]], tokens: list[Size]) -> tuple[PointStage, ...]:
+    return tuple(_point_stage(traces[: stage + 1], token) for stage, token in enumerate(tokens))
+
+
+def _point_stage(traces: list[list[BlockTrace]], token: Size) -> PointStage:
+    """A token of the last of these stages, followed back through all of them."""
+    layout, weights = traces[-1][-1].step
+    vector = windows.one_hot(layout.grid, token, weights)
+    layouts = [[block.step.layout for block in stage] for stage in traces]
+    return PointStage(
+        token=token,
+        attention=tuple(_array(block.given) for block in traces[-1]),
+        padding=tuple(_array(block.given_padding) for block in traces[-1]),
+        views=tuple(block.view.numpy() for block in traces[-1]),
+        rollout=_array(windows.rollout(vector, _steps(traces))),
+        reach=windows.receptive_field(vector.cpu() > 0, layouts).numpy(),
+    )
+
+
+def _steps(traces: list[list[BlockTrace]]) -> list[list[Step]]:
+    return [[block.step for block in stage] for stage in traces]
+
+
+def _array(x: Tensor) -> ndarray:
+    return x.float().cpu().numpy()

@@ -1,0 +1,100 @@
+"""What an explanation holds: plain arrays, each with its unit."""
+
+import dataclasses
+from pathlib import Path
+
+from jaxtyping import Bool, Float, UInt8
+from numpy import ndarray
+
+from swindow.explanation.frame import Frame
+from swindow.ops.windows import Size
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class StageMaps:
+    """Window attention of one stage on the grid of its tokens, block by block, padding left out."""
+
+    stride: int
+    """Side of a token, in pixels of the model's input."""
+    window: Size
+    """Height and width of the windows, in tokens."""
+    shifts: tuple[Size, ...]
+    """Rows and columns that each block rolled the map by."""
+    received: tuple[Float[ndarray, "N H W"], ...]
+    """What each token was given by all others, per block and head; 1 is a fair share."""
+    padding: tuple[Float[ndarray, " N"], ...]
+    """Share of the image's attention that went to padded tokens, per block and head."""
+
+    @property
+    def grid(self) -> Size:
+        """Rows and columns of tokens."""
+        rows, columns = self.received[0].shape[1:]
+        return rows, columns
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class PointStage:
+    """What the token that holds the chosen point takes from where, in one stage."""
+
+    token: Size
+    """Its row and column on the stage's grid."""
+    attention: tuple[Float[ndarray, "N H W"], ...]
+    """What it takes from each token, per block and head; sums to 1, zero outside its window."""
+    padding: tuple[Float[ndarray, " N"], ...]
+    """Share of its attention that went to padded tokens, per block and head."""
+    views: tuple[Bool[ndarray, "H W"], ...]
+    """The tokens that it sees in each block: its window, less padding and what lies beyond the roll's seam."""
+    rollout: Float[ndarray, "P Q"]
+    """From which patches of the image it is made by the end of the stage, by attention roll-out; sums to 1."""
+    reach: Bool[ndarray, "P Q"]
+    """The patches that can influence it at all: the exact receptive field."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class PointMaps:
+    """A pixel of the photo, followed through the stages."""
+
+    x: int
+    y: int
+    chosen: bool
+    """False when nobody chose it and it is where Grad-CAM is strongest."""
+    stages: tuple[PointStage, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Explanation:
+    """Why a model sees in a photo what it sees; `save` draws it. Stages count from 0 here and from 1 in pictures."""
+
+    name: str
+    """What the photo is called."""
+    photo: UInt8[ndarray, "h w C"]
+    """The photo as read, before preprocessing."""
+    frame: Frame
+    """Where the model's input lies on the photo; `frame.seen()` is the part of the photo that it saw."""
+    prediction: tuple[tuple[str, float], ...]
+    """Up to five classes and their probabilities, best first."""
+    target: str
+    """The class that Grad-CAM explains."""
+    probability: float
+    """Its probability."""
+    gradcam: Float[ndarray, "h w"]
+    """How much each pixel of the photo speaks for the class, 1 the most; 0 where nothing was seen."""
+    gradcam_stage: int
+    """The stage whose map Grad-CAM weighs."""
+    rollout: Float[ndarray, "P Q"]
+    """From which patches the mean of the last stage's tokens is made, by attention roll-out; sums to 1."""
+    stages: tuple[StageMaps, ...]
+    """Attention received, stage by stage."""
+    point: PointMaps
+    """One point's attention and receptive field."""
+
+    def save(self, folder: str | Path) -> list[Path]:
+        """Write every picture as PNG and a self-contained ``index.html`` into `folder`; return their paths, page first.
+
+        Raises:
+            DataError: the folder cannot be written.
+            MissingExtra: matplotlib is not installed.
+        """
+        from swindow.explanation.page import write  # draws, and so needs matplotlib, which `explain` does not
+
+        return write(self, Path(folder))

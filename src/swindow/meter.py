@@ -1,0 +1,54 @@
+"""Running figures of a training run: means since they were last read, and what a bar shows."""
+
+import time
+from typing import Any
+
+import torch
+
+from swindow.devices import peak_memory
+from swindow.learner import StepReport
+
+
+class Meter:
+    """Collects step reports without waiting for the device; reads wait."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.reports: list[StepReport] = []
+        self.since = time.monotonic()
+        self.latest: dict[str, Any] = {}
+
+    def add(self, report: StepReport) -> None:
+        """Take note of one step."""
+        self.reports.append(report)
+        if len(self.reports) == 1 and not self.latest:
+            self.read(keep=True)  # something to show from the first step on
+
+    def read(self, *, keep: bool = False) -> dict[str, float]:
+        """Means since the last read: losses, accuracy, gradient norm, images per second; memory in GiB so far."""
+        reports, elapsed = self.reports, time.monotonic() - self.since
+        images = sum(report.images for report in reports)
+        figures = {
+            name: float(torch.stack([report.losses[name] for report in reports]).mean()) for name in reports[0].losses
+        }
+        self.latest = {
+            "loss": sum(figures.values()),
+            **(figures if len(figures) > 1 else {}),
+            "accuracy": float(torch.stack([report.correct for report in reports]).sum()) / images,
+            "gradient_norm": float(torch.stack([report.gradient_norm for report in reports]).mean()),
+            "images_per_second": images / max(elapsed, 1e-9),
+            "memory_gib": peak_memory(self.device) / 2**30,
+        }
+        if not keep:
+            self.reports, self.since = [], time.monotonic()
+        return self.latest
+
+    def shown(self) -> dict[str, str]:
+        """The latest figures, as short texts."""
+        latest = self.latest
+        return {
+            "loss": f"{latest['loss']:.3f}",
+            "accuracy": f"{latest['accuracy']:.1%}",
+            "images/s": f"{latest['images_per_second']:.0f}",
+            "memory": f"{latest['memory_gib']:.1f} GiB",
+        }

@@ -1,0 +1,146 @@
+"""A model is a backbone and a head, with the facts about its pixels and classes that travel with the weights."""
+
+import dataclasses
+import fnmatch
+from typing import Any, get_args
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from swindow.backbones import VARIANTS, BackboneConfig
+from swindow.errors import ConfigError, UnknownName
+from swindow.heads import ClassifierConfig, HeadConfig
+from swindow.ops.attention import Backend
+from swindow.preprocess import Preprocess
+from swindow.shapes import Images
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """All that is needed to build a model again."""
+
+    name: str
+    """The variant that it started from; its fields may differ from the table's."""
+    in_channels: int = 3
+    """Image channels."""
+    backbone: BackboneConfig
+    """The backbone's shape."""
+    head: HeadConfig
+    """The head's shape and loss."""
+
+    def __post_init__(self) -> None:
+        if self.in_channels < 1:
+            raise ConfigError(f"in_channels is {self.in_channels}; an image has at least 1")
+
+    def build(self) -> "Model":
+        """The model that this describes, freshly initialised."""
+        return Model(self)
+
+
+class Model(nn.Module):
+    """Images ``B C h w`` to what a user expects of the task; `outputs` gives the head's own tensors, for losses.
+
+    `preprocess` and `classes` are None until training or loading sets them.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        last = len(config.backbone.depths) - 1
+        self.backbone = config.backbone.build(in_channels=config.in_channels, out_stages=(last,))
+        self.head = config.head.build(self.backbone.channels)
+        self.preprocess: Preprocess | None = None
+        self.classes: tuple[str, ...] | None = None
+
+    def forward(self, images: Images) -> Tensor:
+        return self.head.decode(self.outputs(images))
+
+    def outputs(self, images: Images) -> Any:
+        """The head's `Outputs`, a NamedTuple of tensors."""
+        return self.head(self.backbone(images))
+
+
+class MapBackbone(nn.Module):
+    """A backbone as dense heads elsewhere expect it: a list of ``B C H W`` maps, with `.channels` and `.strides`."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+        self.channels: tuple[int, ...] = body.channels
+        self.strides: tuple[int, ...] = body.strides
+
+    def forward(self, images: Images) -> list[Float[Tensor, "B C H W"]]:
+        return [x.permute(0, 3, 1, 2).contiguous() for x in self.body(images)]
+
+
+def build(name: str, *, num_classes: int = 1000, in_channels: int = 3, **fields: Any) -> Model:
+    """A freshly initialised model by its name, any field of its backbone or head changed by keyword.
+
+    Raises:
+        UnknownName: no such model, or no such field.
+        ConfigError: a value that cannot be.
+    """
+    return model_config(name, num_classes=num_classes, in_channels=in_channels, **fields).build()
+
+
+def backbone(
+    name: str, *, out_stages: tuple[int, ...] = (0, 1, 2, 3), in_channels: int = 3, **fields: Any
+) -> MapBackbone:
+    """A freshly initialised backbone by its name that gives one NCHW map for each of `out_stages`, each normed.
+
+    Raises:
+        UnknownName: no such model, or no such field.
+        ConfigError: a value that cannot be, or stages that the backbone does not have.
+    """
+    config = dataclasses.replace(_variant(name), **_checked(fields, _variant(name)))
+    return MapBackbone(config.build(in_channels=in_channels, out_stages=tuple(out_stages)))
+
+
+def models(pattern: str = "*") -> list[str]:
+    """Names that `build` takes and that match a shell pattern, sorted."""
+    return sorted(fnmatch.filter(VARIANTS, pattern))
+
+
+def model_config(name: str, *, num_classes: int = 1000, in_channels: int = 3, **fields: Any) -> ModelConfig:
+    """The configuration that `build` builds."""
+    head = ClassifierConfig(num_classes=num_classes)
+    variant = _variant(name)
+    _checked(fields, variant, head)
+    return ModelConfig(
+        name=name,
+        in_channels=in_channels,
+        backbone=dataclasses.replace(variant, **_belonging(fields, variant)),
+        head=dataclasses.replace(head, **_belonging(fields, head)),
+    )
+
+
+def use_backend(model: nn.Module, name: Backend) -> None:
+    """Have every attention of `model` use one backend, or ``auto`` to choose by device, dtype and shape.
+
+    Raises:
+        UnknownName: no such backend.
+    """
+    if name not in get_args(Backend):
+        raise UnknownName("attention backend", name, get_args(Backend))
+    for module in model.modules():
+        if hasattr(module, "backend"):
+            module.backend = name
+
+
+def _variant(name: str) -> BackboneConfig:
+    if name not in VARIANTS:
+        raise UnknownName("model", name, VARIANTS)
+    return VARIANTS[name]
+
+
+def _checked(fields: dict[str, Any], *configs: Any) -> dict[str, Any]:
+    allowed = [field.name for config in configs for field in dataclasses.fields(config)]
+    for name in fields:
+        if name not in allowed:
+            raise UnknownName("field", name, allowed)
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+
+
+def _belonging(fields: dict[str, Any], config: Any) -> dict[str, Any]:
+    own = {field.name for field in dataclasses.fields(config)}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items() if name in own}

@@ -1,0 +1,1 @@
+"""Arithmetic: window attention and what it is made of."""

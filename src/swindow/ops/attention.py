@@ -1,0 +1,73 @@
+"""Shifted-window attention: one operation with a contract, and the backends that keep it.
+
+Shifting, partitioning, region masking and their reversal are the meaning of the operation, not steps of the model:
+a backend that can index the un-partitioned map need not copy it, and `swindow.ops.reference` says what is true.
+"""
+
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from swindow.errors import ShapeError, UnknownName
+from swindow.ops import reference, sdpa
+from swindow.ops.windows import Size
+
+Backend = Literal["auto", "reference", "sdpa"]
+
+
+def window_attention(
+    qkv: Float[Tensor, "B H W 3 N D"],
+    bias: Float[Tensor, "N T T"] | None,
+    *,
+    window: Size,
+    shift: Size,
+    scale: float | Float[Tensor, " N"],
+    cosine: bool = False,
+    backend: Backend = "auto",
+) -> Float[Tensor, "B H W N D"]:
+    """Multi-head self-attention inside local windows of a token map (Swin, section 3.2; V2, section 3.3).
+
+    The map is rolled up and left by `shift` and cut into windows of `window` tokens, T = h·w each. A token attends to
+    the tokens of its window that were in one contiguous region before the roll: softmax(scale · q·k + bias) over
+    those. Padded tokens are tokens like any other: pad before qkv is computed, crop afterwards.
+
+    Args:
+        qkv: queries, keys and values on the un-partitioned map; H and W are multiples of the window.
+        bias: added to the logits of each pair (query, key) of a window, or None.
+        window: height and width in tokens.
+        shift: rows and columns to roll by, each in [0, window).
+        scale: multiplies q·k; one number, or one per head.
+        cosine: normalise q and k to unit length first (Swin V2).
+        backend: ``auto`` is `choose`; a name is honoured or refused, never replaced.
+
+    Raises:
+        ShapeError: the window does not divide the map, or the shift is not smaller than the window.
+        UnknownName: no such backend.
+    """
+    _validate(qkv, window, shift)
+    name = choose(qkv, shift=shift) if backend == "auto" else backend
+    match name:
+        case "reference":
+            implementation = reference.window_attention
+        case "sdpa":
+            implementation = sdpa.window_attention
+        case _:
+            raise UnknownName("attention backend", name, get_args(Backend))
+    return implementation(qkv, bias, window=window, shift=shift, scale=scale, cosine=cosine)
+
+
+def choose(qkv: Tensor, *, shift: Size) -> Backend:
+    """The fastest backend for this device, dtype, shape and need of gradients: a pure function of its arguments."""
+    return "sdpa"
+
+
+def _validate(qkv: Tensor, window: Size, shift: Size) -> None:
+    height, width = qkv.shape[1], qkv.shape[2]
+    if height // window[0] * window[0] != height or width // window[1] * window[1] != width:
+        raise ShapeError(
+            f"a {height}x{width} map is not a multiple of the {window[0]}x{window[1]} window; pad it first"
+        )
+    if not (0 <= shift[0] < window[0] and 0 <= shift[1] < window[1]):
+        raise ShapeError(f"shift {shift} must lie in [0, window) for window {window}")

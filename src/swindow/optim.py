@@ -1,0 +1,201 @@
+"""Optimisers, the learning-rate schedule and the moving average, as a function of the step alone.
+
+Nothing here keeps a hidden clock: the rate of a step is `schedule(step)`, so a resumed run needs no scheduler state.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from swindow.errors import CheckpointError, ConfigError
+from swindow.model import Model
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """How weights move."""
+
+    name: Literal["adamw", "muon"] = "adamw"
+    """adamw for every parameter, or muon for the matrices inside the blocks and adamw for the rest."""
+    lr: float = 1e-3
+    """Peak learning rate of AdamW."""
+    weight_decay: float = 0.05
+    """Decoupled weight decay of AdamW; never on norms, biases and position bias tables."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's averaging of gradients and of their squares."""
+    muon_lr: float = 0.02
+    """Peak learning rate of Muon, in units of a spectral step (Jordan et al. 2024)."""
+    muon_weight_decay: float = 0.05
+    """Decoupled weight decay of Muon."""
+    muon_steps: int = 5
+    """Newton-Schulz iterations that make Muon's update orthogonal; fewer are cheaper and rougher."""
+    warmup: float = 0.05
+    """Share of the run over which the rate grows linearly from 0."""
+    decay: Literal["cosine", "linear", "none"] = "cosine"
+    """How the rate falls after the warm-up."""
+    final: float = 0.0
+    """Rate at the end, as a share of the peak."""
+    layer_decay: float = 1.0
+    """Rate of each layer as a share of the next one's; below 1 it spares the early layers when fine-tuning."""
+    clip: float = 0.0
+    """Largest norm of the gradient; 0 does not clip."""
+    accumulate: int = 1
+    """Batches whose gradients make one step."""
+    ema: float = 0.0
+    """Share of the old average kept at each step of the moving average of weights; 0 keeps none."""
+
+    def __post_init__(self) -> None:
+        if self.accumulate < 1:
+            raise ConfigError(f"optim.accumulate is {self.accumulate}; a step needs at least 1 batch")
+        for name in ("warmup", "final", "ema"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"optim.{name} is {getattr(self, name)}; it must lie in [0, 1)")
+        if min(self.lr, self.muon_lr, self.weight_decay, self.muon_weight_decay, self.clip) < 0:
+            raise ConfigError("learning rates, weight decays and optim.clip cannot be negative")
+        if not 0 < self.layer_decay <= 1:
+            raise ConfigError(f"optim.layer_decay is {self.layer_decay}; it must lie in (0, 1]")
+
+
+class Optimizer:
+    """One or two torch optimisers that step as one, with rates set from outside and state by parameter name."""
+
+    def __init__(self, model: Model, config: OptimConfig) -> None:
+        self.config = config
+        self.names = {id(parameter): name for name, parameter in model.named_parameters()}
+        muon, adamw = _groups(model, config)
+        self.parts: list[torch.optim.Optimizer] = []
+        if muon:
+            self.parts.append(
+                torch.optim.Muon(
+                    muon,
+                    lr=config.muon_lr,
+                    weight_decay=config.muon_weight_decay,
+                    ns_steps=config.muon_steps,
+                    adjust_lr_fn="original",
+                )
+            )
+        self.parts.append(torch.optim.AdamW(adamw, lr=config.lr, betas=config.betas, fused=True))
+        for group in self.groups():
+            group["peak"] = group["lr"]
+
+    def groups(self) -> Iterator[dict[str, Any]]:
+        """Every parameter group of every part."""
+        for part in self.parts:
+            yield from part.param_groups
+
+    def set_rate(self, share: float) -> None:
+        """Set every group's rate to `share` of its peak."""
+        for group in self.groups():
+            group["lr"] = group["peak"] * share
+
+    def clip(self) -> Tensor:
+        """Scale all gradients down to the configured norm, if any; return the norm they had."""
+        parameters = [parameter for group in self.groups() for parameter in group["params"]]
+        return nn.utils.clip_grad_norm_(parameters, self.config.clip or math.inf)
+
+    def state(self) -> dict[str, Tensor]:
+        """All state as tensors, named ``parameter/quantity``."""
+        return {
+            f"{self.names[id(parameter)]}/{key}": torch.as_tensor(value)
+            for part in self.parts
+            for parameter, state in part.state.items()
+            for key, value in state.items()
+        }
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Take up what `state` returned.
+
+        Raises:
+            CheckpointError: the state is of another model.
+        """
+        homes = {
+            self.names[id(parameter)]: (part, parameter)
+            for part in self.parts
+            for group in part.param_groups
+            for parameter in group["params"]
+        }
+        for entry, tensor in state.items():
+            name, key = entry.rsplit("/", 1)
+            if name not in homes:
+                raise CheckpointError(f"the optimiser state names {name}, which this model does not have")
+            part, parameter = homes[name]
+            on_cpu = key == "step" and parameter.device.type == "cpu"
+            part.state[parameter][key] = tensor if on_cpu else tensor.to(parameter.device)
+
+
+def schedule(step: int, total: int, config: OptimConfig) -> float:
+    """Learning rate of `step` in [0, total) as a share of the peak: linear warm-up, then the configured decay."""
+    warmup = int(config.warmup * total)
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    progress = (step - warmup) / max(total - warmup, 1)
+    match config.decay:
+        case "cosine":
+            share = 0.5 * (1 + math.cos(math.pi * progress))
+        case "linear":
+            share = 1 - progress
+        case "none":
+            share = 1.0
+    return config.final + (1 - config.final) * share
+
+
+def moving_average(model: Model, decay: float) -> AveragedModel:
+    """A copy of `model` that follows it: each step keeps `decay` of the average, less in the first steps.
+
+    The share kept after n updates is min(decay, (1 + n) / (10 + n)), so that the random start is soon forgotten.
+    """
+
+    @torch.no_grad()
+    def update(averages: Iterable[Tensor], currents: Iterable[Tensor], count: Tensor | int) -> None:
+        kept = min(decay, (1 + float(count)) / (10 + float(count)))
+        torch._foreach_lerp_(list(averages), list(currents), 1 - kept)
+
+    return AveragedModel(model, multi_avg_fn=update)
+
+
+def _groups(model: Model, config: OptimConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Parameter groups for Muon and for AdamW, split by weight decay and by the layer's share of the rate."""
+    muon: dict[float, dict[str, Any]] = {}
+    adamw: dict[tuple[float, float], dict[str, Any]] = {}
+    layers = _layer_numbers(model)
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        share = config.layer_decay ** (max(layers.values()) - layers[name])
+        if config.name == "muon" and _is_hidden_matrix(name, parameter):
+            muon.setdefault(share, {"params": [], "lr": config.muon_lr * share})["params"].append(parameter)
+        else:
+            decay = config.weight_decay if _decays(name, parameter) else 0.0
+            fresh: dict[str, Any] = {"params": [], "lr": config.lr * share, "weight_decay": decay}
+            adamw.setdefault((share, decay), fresh)["params"].append(parameter)
+    return list(muon.values()), list(adamw.values())
+
+
+def _is_hidden_matrix(name: str, parameter: Tensor) -> bool:
+    """Muon is for the matrices between layers; embeddings, tables and the head are AdamW's (Jordan et al. 2024)."""
+    return parameter.ndim == 2 and ".stages." in name and "bias_table" not in name
+
+
+def _decays(name: str, parameter: Tensor) -> bool:
+    return parameter.ndim > 1 and "bias_table" not in name
+
+
+def _layer_numbers(model: Model) -> dict[str, int]:
+    """0 for the patch embedding, then one number per block; a merge counts with the stage that it ends."""
+    numbers: dict[str, int] = {}
+    block_count = 0
+    for number, stage in enumerate(model.backbone.stages):
+        for name, _ in stage.named_parameters():
+            inside = int(name.split(".")[1]) if name.startswith("blocks.") else len(stage.blocks) - 1
+            numbers[f"backbone.stages.{number}.{name}"] = block_count + inside + 1
+        block_count += len(stage.blocks)
+    last = block_count + 1
+    return {
+        name: numbers.get(name, 0 if name.startswith("backbone.patch_embed") else last)
+        for name, _ in model.named_parameters()
+    }

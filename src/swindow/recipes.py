@@ -1,0 +1,149 @@
+"""Named starting points for training: each says what it is for, how to run it, how long it takes, what it reaches.
+
+A recipe is a function of the facts about the data; what it returns is complete, and every value can be changed by
+file or flag. `configure` picks one.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from swindow.backbones import VARIANTS
+from swindow.config import merge
+from swindow.data import open_data
+from swindow.data.augment import AugmentConfig
+from swindow.errors import ConfigError, UnknownName
+from swindow.optim import OptimConfig
+from swindow.training import TrainConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What a recipe is a function of: the data, and the choices that other settings follow from."""
+
+    images: int
+    """Training images."""
+    classes: int
+    """Classes."""
+    channels: int
+    """1 for grey data, 3 for colour."""
+    side: int
+    """Short side of a typical image, in pixels."""
+    model: str | None = None
+    """The model that the user asked for."""
+    size: int | None = None
+    """The input size that the user asked for."""
+
+
+def tiny_images(facts: Facts) -> TrainConfig:
+    """Scans, icons and the like of up to 16 pixels, from scratch."""
+    return TrainConfig(
+        recipe="tiny-images",
+        model=facts.model or "swin_nano",
+        fields={"patch": 1, "window": 4} if facts.model in (None, "swin_nano", "swin_micro") else {},
+        size=facts.size or facts.side,
+        crop_ratio=1.0,
+        epochs=100,
+        batch=64,
+        drop_path=0.1,
+        label_smoothing=0.1,
+        optim=OptimConfig(name="muon", lr=2e-3, muon_lr=0.02, ema=0.99),
+        augment=AugmentConfig(crop="shift", shift=1),
+    )
+
+
+def small_images(facts: Facts) -> TrainConfig:
+    """Images of 17 to 64 pixels, such as MNIST's and CIFAR's families, from scratch."""
+    return TrainConfig(
+        recipe="small-images",
+        model=facts.model or "swin_nano",
+        size=facts.size or facts.side,
+        crop_ratio=1.0,
+        epochs=10,
+        batch=128,
+        optim=OptimConfig(name="muon", lr=2e-3, muon_lr=0.02, ema=0.999),
+        augment=AugmentConfig(crop="shift", shift=2, hflip=0.5),
+    )
+
+
+def few_photos(facts: Facts) -> TrainConfig:
+    """Up to some ten thousand photographs, from scratch, on any machine."""
+    return TrainConfig(
+        recipe="few-photos",
+        model=facts.model or "swin_micro",
+        size=facts.size or 128,
+        epochs=60,
+        batch=32,
+        optim=OptimConfig(name="muon", lr=2e-3, muon_lr=0.02, ema=0.999),
+        augment=AugmentConfig(crop="resized", hflip=0.5),
+    )
+
+
+def finetune(facts: Facts) -> TrainConfig:
+    """From weights trained on other images: low rate, decaying towards the early layers (Swin, appendix A2)."""
+    return TrainConfig(
+        recipe="finetune",
+        model=facts.model or "swin_tiny",
+        size=facts.size or 224,
+        epochs=30,
+        batch=64,
+        optim=OptimConfig(lr=5e-5, weight_decay=1e-8, warmup=0.1, layer_decay=0.8, clip=5.0),
+        augment=AugmentConfig(crop="resized", hflip=0.5, randaugment_ops=2, randaugment_magnitude=9, erasing=0.25),
+    )
+
+
+RECIPES: dict[str, Callable[[Facts], TrainConfig]] = {
+    "tiny-images": tiny_images,
+    "small-images": small_images,
+    "few-photos": few_photos,
+    "finetune": finetune,
+}
+
+
+def configure(
+    data: str,
+    *,
+    recipe: str = "auto",
+    model: str | None = None,
+    size: int | None = None,
+    channels: int | None = None,
+    **changes: Any,
+) -> TrainConfig:
+    """Complete settings to train on `data`: the recipe's, with `changes` on top (nested values as dicts).
+
+    ``auto`` takes the recipe by what the data is: fine-tuning when weights are given, else by image size.
+
+    Raises:
+        ConfigError: no data named, or a setting that cannot be.
+        DataError: the data cannot be opened.
+    """
+    if not data:
+        raise ConfigError("no data: name a folder, a table, a torchvision dataset or digits, as in: swindow train digits")
+    facts = _facts(data, model, size, channels, seed=changes.get("seed", 0))
+    name = _fitting(facts, changes) if recipe == "auto" else recipe
+    if name not in RECIPES:
+        raise UnknownName("recipe", name, ["auto", *RECIPES])
+    config = RECIPES[name](facts)
+    return merge(config, {"data": data, "channels": facts.channels, **changes})
+
+
+def _facts(data: str, model: str | None, size: int | None, channels: int | None, *, seed: int) -> Facts:
+    if model is not None and model not in VARIANTS:
+        raise UnknownName("model", model, VARIANTS)
+    source = open_data(data, channels=channels, seed=seed)
+    return Facts(
+        images=len(source.split("train")),
+        classes=len(source.classes),
+        channels=source.channels,
+        side=min(source.image_size),
+        model=model,
+        size=size,
+    )
+
+
+def _fitting(facts: Facts, changes: Mapping[str, Any]) -> str:
+    if changes.get("weights"):
+        return "finetune"
+    if facts.side <= 16:
+        return "tiny-images"
+    return "small-images" if facts.side <= 64 else "few-photos"
