@@ -35,7 +35,7 @@ def place_in_window(grid: Size, window: Size, shift: Size) -> list[int]:
 def attend(
     query: Array, key: Array, value: Array, sees: list[list[int]], bias: Callable[[int, list[int]], Array], scale: Array
 ) -> tuple[Array, Array]:
-    """Outputs ``tokens N D`` and weights ``N tokens tokens`` of one image; `bias` gives ``S N`` for a token and its S keys."""
+    """Outputs ``tokens N D`` and weights ``N tokens tokens``; `bias` gives ``S N`` for a token and those it sees."""
     count, heads, _ = query.shape
     weights = np.zeros((heads, count, count))
     for token, seen in enumerate(sees):

@@ -147,8 +147,8 @@ def _ask(asked: ReadyModel, images: Images, *, batch: int, workers: int, progres
     unanswered = torch.nonzero(~logits.isfinite().all(dim=1)).flatten().tolist()
     if unanswered:
         raise TrainingDiverged(
-            f"{images.names[unanswered[0]]}: the model's answer is not finite ({len(unanswered)} of {len(images)} images); "
-            "try precision fp32, or an earlier checkpoint"
+            f"{images.names[unanswered[0]]}: the model's answer is not finite (and so for {len(unanswered)} of "
+            f"{len(images)} images); try precision fp32, or an earlier checkpoint"
         )
     return logits
 

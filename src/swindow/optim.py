@@ -55,8 +55,9 @@ class OptimConfig:
         for name in ("warmup", "final", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"optim.{name} is {getattr(self, name)}; it must lie in [0, 1)")
-        if min(self.lr, self.muon_lr, self.weight_decay, self.muon_weight_decay, self.clip) < 0:
-            raise ConfigError("learning rates, weight decays and optim.clip cannot be negative")
+        for name in ("lr", "muon_lr", "weight_decay", "muon_weight_decay", "clip"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"optim.{name} is {getattr(self, name)}; it cannot be negative")
         if not 0 < self.layer_decay <= 1:
             raise ConfigError(f"optim.layer_decay is {self.layer_decay}; it must lie in (0, 1]")
 

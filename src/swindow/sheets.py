@@ -15,7 +15,7 @@ from torch import Tensor
 from swindow.shapes import Pixels
 
 PAPER, CARD, INK, FAINT, ACCENT, ALARM = "#ffffff", "#f1f3f5", "#1b1f24", "#6b7480", "#2f6fde", "#c4382b"
-GAP, PAD, LINE = 18, 24, 19
+SIDE, GAP, PAD, LINE = 168, 18, 24, 19
 
 
 class Tile(NamedTuple):
@@ -28,7 +28,7 @@ class Tile(NamedTuple):
     """In 0..1: written beside the title and drawn as a bar."""
 
 
-def sheet(tiles: Sequence[Tile], *, side: int = 168, heading: str = "", footer: str = "") -> Image.Image:
+def sheet(tiles: Sequence[Tile], *, side: int = SIDE, heading: str = "", footer: str = "") -> Image.Image:
     """Tiles in reading order on a grid about as wide as high, of at most eight columns."""
     columns = min(8, max(1, math.ceil(math.sqrt(len(tiles)))))
     rows = math.ceil(len(tiles) / columns)

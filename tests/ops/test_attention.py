@@ -143,7 +143,9 @@ def test_nothing_leaks_between_tokens_that_do_not_see_each_other(backend: str, s
         gradient = torch.autograd.grad(out[0, y, x].sum(), qkv)[0][0].flatten(0, 1)  # tokens 3 N D
         unseen = torch.tensor([other not in sees[token] for other in range(len(sees))])
         assert (gradient[unseen] == 0).all()
-        assert (gradient[~unseen][:, 1:] != 0).all()
+        assert (
+            gradient[~unseen][:, 2] > 0
+        ).all()  # the values it takes; a softmax over one key has no slope in the key
         assert (gradient[:token, 0] == 0).all()
         assert (gradient[token + 1 :, 0] == 0).all()
 

@@ -20,7 +20,6 @@ from swindow.model import Model, ModelConfig
 from swindow.preprocess import Preprocess
 
 WEIGHTS, FACTS = "model.safetensors", "model.toml"
-FORMAT = "1"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,7 +44,7 @@ def save(model: Model, path: str | Path) -> Path:
     card = Card(model=model.config, preprocess=model.preprocess, classes=model.classes, swindow=__version__)
     text = dumps(card)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    content = safetensors.torch.save(state, metadata={"swindow_format": FORMAT, "swindow": text})
+    content = safetensors.torch.save(state, metadata={"swindow": text})
     single = path.suffix == ".safetensors"
     try:
         (path.parent if single else path).mkdir(parents=True, exist_ok=True)

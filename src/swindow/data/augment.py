@@ -173,7 +173,8 @@ def _colour(config: AugmentConfig, preprocess: Preprocess) -> Any:
     mean = [round(255 * mean) for mean in preprocess.mean]
     steps: list[Any] = []
     if config.randaugment_ops:
-        steps.append(v2.RandAugment(config.randaugment_ops, config.randaugment_magnitude, fill=mean))
+        bilinear = v2.InterpolationMode.BILINEAR  # as good for tensors as it gets, and no slower than the nearest pixel
+        steps.append(v2.RandAugment(config.randaugment_ops, config.randaugment_magnitude, 31, bilinear, mean))
     if any(config.jitter):
         steps.append(v2.ColorJitter(*config.jitter))
     if config.erasing:

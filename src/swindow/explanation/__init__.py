@@ -8,18 +8,14 @@
 * `results`: the arrays; `pictures` and `page`: what `Explanation.save` draws
 """
 
-import copy
 import dataclasses
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 from numpy import ndarray
 from torch import Tensor
 
-from swindow.checkpoints import load
-from swindow.devices import pick_device
 from swindow.errors import ConfigError, UnknownName
 from swindow.explanation import windows
 from swindow.explanation.frame import Frame
@@ -27,6 +23,7 @@ from swindow.explanation.results import Explanation, PointMaps, PointStage, Stag
 from swindow.explanation.tracing import BlockTrace, ClassMap, evaluating, grad_cam, trace
 from swindow.explanation.windows import Step
 from swindow.images import Source, name_of, read_image
+from swindow.inference import ready
 from swindow.model import Model
 from swindow.ops.windows import Size
 from swindow.preprocess import Preprocess
@@ -65,28 +62,27 @@ def explain(
         DataError: the image cannot be read, or `out` cannot be written.
         CheckpointError: there is no model at the path.
     """
-    model = _placed(model_or_path, device)
-    photo = read_image(image, channels=model.config.in_channels)
-    preprocess = _sized(model, size, (photo.shape[1], photo.shape[2]))
+    one = ready(model_or_path, device=device, precision="fp32")
+    photo = read_image(image, channels=one.model.config.in_channels)
+    preprocess = _sized(one.preprocess, size, (photo.shape[1], photo.shape[2]))
     frame = _frame(preprocess, (photo.shape[1], photo.shape[2]))
-    classes, strides = _classes(model), model.backbone.config.strides
-    wanted, stage = _target(target, classes), _stage(stage, len(strides))
+    backbone, strides = one.model.backbone, one.model.backbone.config.strides
+    wanted, stage = _target(target, one.classes), _stage(stage, len(strides))
     _check_point(point, frame)
-    with torch.inference_mode(False), evaluating(model):
-        images = preprocess(photo)[None].to(next(model.parameters()))
-        cam = grad_cam(model, images, wanted, stage)
-        heat = _unit(frame.lay(_array(cam.heat), strides[stage]))
-        x, y = _peak(heat, frame) if point is None else point
+    with torch.inference_mode(False), evaluating(one.model):
+        images = preprocess(photo)[None].to(next(one.model.parameters()))
+        cam = grad_cam(one.model, images, wanted, stage)
+        x, y = _peak(_array(cam.heat), frame, strides[stage]) if point is None else point
         tokens = [frame.token(x, y, stride) for stride in strides]
-        traces = trace(model.backbone, images, tokens)
+        traces = trace(backbone, images, tokens)
         explanation = Explanation(
             name=name_of(image),
             photo=photo.permute(1, 2, 0).numpy(),
             frame=frame,
-            prediction=_top(cam, classes, 5),
-            target=classes[cam.target],
+            prediction=_best(cam, one.classes, 5),
+            target=one.classes[cam.target],
             probability=float(cam.logits.softmax(0)[cam.target]),
-            gradcam=heat,
+            gradcam=_unit(frame.lay(_array(cam.heat), strides[stage])),
             gradcam_stage=stage,
             rollout=_pooled_rollout(traces),
             stages=tuple(map(_stage_maps, traces, strides)),
@@ -97,41 +93,22 @@ def explain(
     return explanation
 
 
-def _placed(model_or_path: Model | str | Path, device: str) -> Model:
-    """The model on the device asked for; a model given is never moved, so another device means a copy."""
-    if not isinstance(model_or_path, Model):
-        return load(model_or_path).to(pick_device(device))
-    here = next(model_or_path.parameters()).device
-    there = here if device == "auto" else pick_device(device)
-    same = there.type == here.type and there.index in (None, here.index)
-    return model_or_path if same else copy.deepcopy(model_or_path).to(there)
-
-
-def _sized(model: Model, size: InputSize | None, photo: Size) -> Preprocess:
+def _sized(preprocess: Preprocess, size: InputSize | None, photo: Size) -> Preprocess:
     """The model's preprocessing with the input size asked for."""
-    if model.preprocess is None:
-        raise ConfigError(
-            "the model does not say how its pixels are prepared; set model.preprocess = Preprocess(size=…, mean=…, std=…)"
-        )
     match size:
         case None:
-            return model.preprocess
+            return preprocess
         case "native":  # stretched to its own size: not resampled
-            return dataclasses.replace(model.preprocess, size=photo, fit="squash")
+            return dataclasses.replace(preprocess, size=photo, fit="squash")
         case int():
-            return dataclasses.replace(model.preprocess, size=(size, size))
+            return dataclasses.replace(preprocess, size=(size, size))
         case (int(), int()):
-            return dataclasses.replace(model.preprocess, size=tuple(size))
+            return dataclasses.replace(preprocess, size=tuple(size))
     raise ConfigError(f"size {size!r} is not a side in pixels, a (height, width) or 'native'")
 
 
 def _frame(preprocess: Preprocess, photo: Size) -> Frame:
     return Frame(photo=photo, region=tuple(map(float, preprocess.region(*photo))), input=preprocess.size)
-
-
-def _classes(model: Model) -> tuple[str, ...]:
-    count = model.config.head.num_classes
-    return model.classes or tuple(f"class {index}" for index in range(count))
 
 
 def _target(target: int | str | None, classes: tuple[str, ...]) -> int | None:
@@ -146,7 +123,7 @@ def _target(target: int | str | None, classes: tuple[str, ...]) -> int | None:
 
 def _stage(stage: int, count: int) -> int:
     if not -count <= stage < count:
-        raise ConfigError(f"stage {stage} is not one of this model's {count}; give 0 to {count - 1}, or -1 for the last")
+        raise ConfigError(f"stage {stage} is not one of {count}; give 0 to {count - 1}, or -1 for the last")
     return stage % count
 
 
@@ -162,9 +139,9 @@ def _check_point(point: tuple[int, int] | None, frame: Frame) -> None:
         )
 
 
-def _top(cam: ClassMap, classes: tuple[str, ...], most: int) -> tuple[tuple[str, float], ...]:
-    best = cam.logits.float().softmax(0).topk(min(most, len(classes)))
-    return tuple((classes[index], value) for value, index in zip(best.values.tolist(), best.indices.tolist(), strict=True))
+def _best(cam: ClassMap, classes: tuple[str, ...], most: int) -> tuple[tuple[str, float], ...]:
+    values, indices = cam.logits.float().softmax(0).topk(min(most, len(classes)))
+    return tuple((classes[index], value) for value, index in zip(values.tolist(), indices.tolist(), strict=True))
 
 
 def _unit(heat: ndarray) -> ndarray:
@@ -172,13 +149,11 @@ def _unit(heat: ndarray) -> ndarray:
     return heat / heat.max() if heat.max() > 0 else heat
 
 
-def _peak(heat: ndarray, frame: Frame) -> tuple[int, int]:
-    """The brightest pixel, or the middle of what was seen when nothing is bright."""
-    if heat.max() > 0:
-        y, x = np.unravel_index(int(heat.argmax()), heat.shape)
-    else:
-        y, x = (places[len(places) // 2] for places in (frame.seen().any(axis).nonzero()[0] for axis in (1, 0)))
-    return int(x), int(y)
+def _peak(heat: ndarray, frame: Frame, stride: int) -> tuple[int, int]:
+    """The pixel in the middle of the brightest token, or of the map when nothing is bright."""
+    place = int(heat.argmax()) if heat.max() > 0 else heat.shape[0] // 2 * heat.shape[1] + heat.shape[1] // 2
+    row, column = divmod(place, heat.shape[1])
+    return frame.pixel((row, column), stride)
 
 
 def _stage_maps(blocks: list[BlockTrace], stride: int) -> StageMaps:

@@ -49,8 +49,13 @@ class Frame:
         """Row and column of the token whose cell holds the centre of a pixel of the photo."""
         return int(self._positions(0)[y] // stride), int(self._positions(1)[x] // stride)
 
+    def pixel(self, token: Size, stride: int) -> tuple[int, int]:
+        """The photo's pixel (x, y) in the middle of a token's cell, or the nearest that was seen."""
+        y, x = (self._nearest(axis, (place + 0.5) * stride) for axis, place in enumerate(token))
+        return x, y
+
     def box(self, mask: Bool[ndarray, "H W"], stride: int) -> Box:
-        """The rectangle (top, left, height, width) on the photo around the tokens of `mask`, as far as the input goes."""
+        """The rectangle (top, left, height, width) on the photo around the tokens of `mask`, cut off at the input."""
         edges = []
         for axis in (0, 1):
             (places,) = mask.any(1 - axis).nonzero()
@@ -65,6 +70,11 @@ class Frame:
         down, across = photo[0] / self.photo[0], photo[1] / self.photo[1]
         top, left, height, width = self.region
         return Frame(photo=photo, region=(top * down, left * across, height * down, width * across), input=self.input)
+
+    def _nearest(self, axis: int, position: float) -> int:
+        places = self._positions(axis)
+        seen = (places >= 0) & (places < self.input[axis])
+        return int(np.where(seen, np.abs(places - position), np.inf).argmin())
 
     def _positions(self, axis: int) -> ndarray:
         """Input coordinates of the centres of the photo's pixels along an axis."""

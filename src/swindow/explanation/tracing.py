@@ -68,7 +68,7 @@ def grad_cam(model: Model, images: Images, target: int | None, stage: int) -> Cl
 
 @torch.no_grad()
 def trace(backbone: Swin, images: Images, tokens: list[Size]) -> list[list[BlockTrace]]:
-    """Every block of every stage for one image, with what `tokens` (one for each stage's grid) takes from its window."""
+    """Every block of every stage for one image, with what one token of each stage takes from its window."""
     x = backbone.patch_embed(images)
     stages = []
     for stage, token in zip(backbone.stages, tokens, strict=True):

@@ -1,0 +1,144 @@
+"""The files of an explanation: PNG pictures and one page that needs nothing beside itself."""
+
+import base64
+import html
+import io
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from swindow.errors import DataError
+from swindow.explanation.canvas import DARK, LIGHT, Theme
+from swindow.explanation.pictures import Picture, pictures
+from swindow.explanation.results import Explanation
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def write(e: Explanation, folder: Path) -> list[Path]:
+    """What `Explanation.save` does."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        drawn = pictures(e)
+        page = folder / "index.html"
+        files = [_write_png(picture, folder) for picture in drawn]
+        page.write_text(_page(e, drawn), encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"{folder}: cannot write an explanation here ({error.strerror or error})") from error
+    return [page, *files]
+
+
+def _write_png(picture: Picture, folder: Path) -> Path:
+    path = folder / f"{picture.name}.png"
+    path.write_bytes(_rendered(picture.draw(LIGHT), "png"))
+    return path
+
+
+def _rendered(figure: "Figure", format: str) -> bytes:
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a class name may be in any script
+        options = {"pil_kwargs": {"quality": 84}} if format == "webp" else {}
+        figure.savefig(buffer, format=format, facecolor=figure.get_facecolor(), **options)
+    return buffer.getvalue()
+
+
+def _page(e: Explanation, drawn: list[Picture]) -> str:
+    shown = "\n".join(_section(picture) for picture in drawn if not picture.name.startswith("heads-"))
+    heads = "\n".join(_section(picture) for picture in drawn if picture.name.startswith("heads-"))
+    name = html.escape(Path(e.name).name)
+    return f"""<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{name} explained</title>
+<style>{STYLE}</style>
+<main>
+<header>
+<h1>{name}</h1>
+<p>{_facts(e)}</p>
+</header>
+<section class="top">
+<div><h2>Prediction</h2>{_bars(e)}</div>
+<div><h2>Stages</h2>{_table(e)}</div>
+</section>
+{shown}
+<details><summary>Every head of every stage</summary>
+{heads}
+</details>
+<footer>Made by swindow. Pictures show what the model computed; they are evidence about the model, not about the world.
+Attention says where information came from, not what it was used for.</footer>
+</main>
+</html>
+"""
+
+
+def _section(picture: Picture) -> str:
+    light, dark = (_data(picture, theme) for theme in (LIGHT, DARK))
+    heading, meaning = html.escape(picture.heading), html.escape(picture.meaning)
+    return f"""<section>
+<h2>{heading}</h2>
+<p>{meaning}</p>
+<picture><source srcset="{dark}" media="(prefers-color-scheme: dark)"><img src="{light}" alt="{heading}"></picture>
+</section>"""
+
+
+def _data(picture: Picture, theme: Theme) -> str:
+    return "data:image/webp;base64," + base64.b64encode(_rendered(picture.draw(theme), "webp")).decode()
+
+
+def _facts(e: Explanation) -> str:
+    (height, width), (rows, columns) = e.frame.photo, e.frame.input
+    x, y = e.point.x, e.point.y
+    seen = float(e.frame.seen().mean())
+    part = "all of it" if seen == 1 else f"{100 * seen:.0f} % of it"
+    how = "as chosen" if e.point.chosen else "where Grad-CAM is strongest"
+    return (
+        f"The photo has {width} × {height} pixels. The model saw {part}, as {columns} × {rows} pixels. "
+        f"The point followed below is ({x}, {y}), {how}."
+    )
+
+
+def _bars(e: Explanation) -> str:
+    rows = "".join(
+        f'<tr><th scope="row">{html.escape(name)}</th><td class="bar"><i style="width:{100 * value:.1f}%"></i></td>'
+        f"<td>{100 * value:.1f} %</td></tr>"
+        for name, value in e.prediction
+    )
+    return f'<table class="bars">{rows}</table>'
+
+
+def _table(e: Explanation) -> str:
+    rows = "".join(
+        f"<tr><td>{index + 1}</td><td>{stage.grid[1]} × {stage.grid[0]}</td><td>{stage.window[1]} × {stage.window[0]}"
+        f"</td><td>{len(stage.received)}</td><td>{len(stage.received[0])}</td>"
+        f"<td>{100 * sum(share.mean() for share in stage.padding) / len(stage.padding):.1f} %</td></tr>"
+        for index, stage in enumerate(e.stages)
+    )
+    names = ("stage", "tokens", "window", "blocks", "heads", "attention on padding")
+    return f"<table><tr>{''.join(f'<th>{name}</th>' for name in names)}</tr>{rows}</table>"
+
+
+STYLE = """
+:root { color-scheme: light dark; --paper: #f5f6f8; --card: #ffffff; --ink: #1a1f26; --faint: #5b6470;
+  --line: #dfe3e8; --bar: #c8471f; }
+@media (prefers-color-scheme: dark) { :root { --paper: #0d1117; --card: #161b22; --ink: #e8edf3; --faint: #9aa5b1;
+  --line: #2b323b; --bar: #f58b3c; } }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.55 system-ui, sans-serif; }
+main { max-width: 1140px; margin: 0 auto; padding: 28px 20px 60px; }
+h1 { font-size: 1.7rem; margin: 0 0 4px; overflow-wrap: anywhere; } h2 { font-size: 1.15rem; margin: 0 0 6px; }
+p { margin: 0 0 14px; color: var(--faint); max-width: 82ch; }
+section { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 18px 20px; margin: 18px 0; }
+.top { display: grid; grid-template-columns: repeat(auto-fit, minmax(320px, 1fr)); gap: 24px 40px; }
+img { display: block; width: 100%; height: auto; border-radius: 6px; }
+table { border-collapse: collapse; width: 100%; font-size: .92rem; font-variant-numeric: tabular-nums; }
+th, td { text-align: left; padding: 4px 10px 4px 0; border-bottom: 1px solid var(--line); font-weight: normal; }
+tr:last-child > * { border-bottom: 0; } th { color: var(--faint); } .bars th { color: var(--ink); width: 1%; }
+.bars th { max-width: 16em; overflow-wrap: anywhere; } .bars td:last-child { text-align: right; white-space: nowrap; width: 1%; }
+.bar i { display: block; height: 12px; min-width: 2px; border-radius: 3px; background: var(--bar); }
+summary { cursor: pointer; font-weight: 600; padding: 8px 2px; }
+footer { color: var(--faint); font-size: .88rem; margin-top: 26px; }
+"""

@@ -1,0 +1,143 @@
+"""Parameter groups, the schedule, the moving average, and state by name."""
+
+import math
+
+import pytest
+import torch
+
+import swindow
+from swindow.errors import CheckpointError, ConfigError
+from swindow.optim import OptimConfig, Optimizer, moving_average, schedule
+
+TINY = {"dim": 16, "depths": (1, 2), "num_heads": (1, 2), "window": 4, "drop_path": 0.0}
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return swindow.build("swin_nano", num_classes=3, in_channels=1, **TINY)
+
+
+def learn(model, optimizer, steps):
+    images, targets = torch.randn(4, 1, 16, 16, generator=torch.Generator().manual_seed(1)), torch.tensor([0, 1, 2, 0])
+    for _ in range(steps):
+        model.head.loss(model.outputs(images), targets)["cross_entropy"].backward()
+        for part in optimizer.parts:
+            part.step()
+            part.zero_grad()
+
+
+def names(model, groups):
+    known = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {known[id(parameter)] for group in groups for parameter in group["params"]}
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_every_parameter_is_in_exactly_one_group(model, name):
+    groups = list(Optimizer(model, OptimConfig(name=name)).groups())
+    listed = [id(parameter) for group in groups for parameter in group["params"]]
+    assert sorted(listed) == sorted(id(parameter) for parameter in model.parameters())
+
+
+def test_norms_biases_and_bias_tables_do_not_decay(model):
+    groups = Optimizer(model, OptimConfig(weight_decay=0.1)).groups()
+    free = names(model, [group for group in groups if group["weight_decay"] == 0])
+    expected = {
+        name
+        for name, _ in model.named_parameters()
+        if name.endswith(".bias") or ".norm" in name or "bias_table" in name
+    }
+    assert free == expected
+
+
+def test_muon_takes_the_matrices_between_layers_and_nothing_else(model):
+    muon = Optimizer(model, OptimConfig(name="muon")).parts[0]
+    assert isinstance(muon, torch.optim.Muon)
+    taken = names(model, muon.param_groups)
+    assert taken == {
+        name
+        for name, parameter in model.named_parameters()
+        if any(part in name for part in ("qkv.weight", "proj.weight", "fc1.weight", "fc2.weight", "reduction.weight"))
+        and parameter.ndim == 2
+    }
+
+
+def test_layer_decay_falls_towards_the_input(model):
+    optimizer = Optimizer(model, OptimConfig(lr=1.0, layer_decay=0.5))
+    rates = {
+        optimizer.names[id(parameter)]: group["peak"] for group in optimizer.groups() for parameter in group["params"]
+    }
+    assert rates["head.linear.weight"] == 1.0
+    assert rates["backbone.stages.1.blocks.1.mlp.fc1.weight"] == 0.5
+    assert rates["backbone.stages.1.blocks.0.mlp.fc1.weight"] == 0.25
+    assert rates["backbone.stages.0.merge.reduction.weight"] == rates["backbone.stages.0.blocks.0.norm1.weight"] == 0.125
+    assert rates["backbone.patch_embed.proj.weight"] == 0.0625
+
+
+def test_the_schedule_warms_up_and_falls_to_its_final_share():
+    config = OptimConfig(warmup=0.1, final=0.2)
+    rates = [schedule(step, 100, config) for step in range(100)]
+    assert rates[:10] == sorted(rates[:10])
+    assert 0 < rates[0] < 0.11
+    assert rates[10] == 1.0
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[55] == pytest.approx(0.2 + 0.8 * 0.5)
+    assert 0.2 < rates[99] < 0.201
+
+
+def test_linear_and_constant_schedules():
+    assert schedule(50, 100, OptimConfig(warmup=0.0, decay="linear")) == pytest.approx(0.5)
+    assert schedule(99, 100, OptimConfig(warmup=0.0, decay="none")) == 1.0
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_state_by_name_restores_the_very_same_steps(model, name):
+    config = OptimConfig(name=name, lr=1e-2)
+    optimizer = Optimizer(model, config)
+    learn(model, optimizer, 2)
+    weights = {key: value.clone() for key, value in model.state_dict().items()}
+    state = {key: value.clone() for key, value in optimizer.state().items()}
+    learn(model, optimizer, 2)
+    expected = {key: value.clone() for key, value in model.state_dict().items()}
+
+    model.load_state_dict(weights)
+    again = Optimizer(model, config)
+    again.load(state)
+    learn(model, again, 2)
+    assert all(torch.equal(value, expected[key]) for key, value in model.state_dict().items())
+
+
+def test_state_of_another_model_is_refused(model):
+    with pytest.raises(CheckpointError, match="names elsewhere"):
+        Optimizer(model, OptimConfig()).load({"elsewhere.weight/exp_avg": torch.zeros(1)})
+
+
+def test_clipping_scales_to_the_norm_and_reports_the_old_one(model):
+    optimizer = Optimizer(model, OptimConfig(clip=0.5))
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    before = optimizer.clip()
+    after = math.sqrt(sum(float(parameter.grad.square().sum()) for parameter in model.parameters()))
+    assert float(before) == pytest.approx(math.sqrt(sum(parameter.numel() for parameter in model.parameters())))
+    assert after == pytest.approx(0.5, rel=1e-4)
+
+
+def test_the_moving_average_forgets_the_start_and_then_keeps_its_share(model):
+    average = moving_average(model, decay=0.5)
+    follower = average.module.head.linear.bias
+    expected = None
+    for step, value in enumerate([1.0, 2.0, 3.0, 4.0]):
+        with torch.no_grad():
+            model.head.linear.bias.fill_(value)
+        average.update_parameters(model)
+        kept = min(0.5, (1 + step) / (10 + step))
+        expected = value if expected is None else kept * expected + (1 - kept) * value
+        assert torch.allclose(follower, torch.full_like(follower, expected))
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"accumulate": 0}, {"warmup": 1.0}, {"ema": -0.1}, {"lr": -1.0}, {"layer_decay": 0.0}, {"clip": -1.0}]
+)
+def test_settings_that_cannot_be(wrong):
+    with pytest.raises(ConfigError, match=next(iter(wrong)).split("_")[0]):
+        OptimConfig(**wrong)
