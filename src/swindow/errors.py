@@ -15,6 +15,7 @@ Every message is one line: what was given, what is allowed, what to do.
 
 import difflib
 import importlib
+import importlib.util
 from collections.abc import Iterable
 from types import ModuleType
 
@@ -64,6 +65,16 @@ class MissingExtra(SwindowError, ImportError):
 
 class TrainingDiverged(SwindowError):
     """A loss or gradient that is no longer finite."""
+
+
+def need(module: str, *, extra: str) -> None:
+    """Say which line installs an optional dependency that is not there, without the time that importing it takes.
+
+    Raises:
+        MissingExtra: the module is not installed.
+    """
+    if importlib.util.find_spec(module) is None:
+        raise MissingExtra(f"{module} is not installed; run: pip install 'swindow[{extra}]'")
 
 
 def require(module: str, *, extra: str) -> ModuleType:

@@ -1,6 +1,7 @@
 """How good a model is on images with labels: every one of them, in order, none replaced."""
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,9 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from swindow.data import Images, align_classes, open_data
+from swindow.config import read_toml
+from swindow.data import DataSource, Images, align_classes, open_data, split_changes
 from swindow.data.loading import eval_loader
-from swindow.errors import DataError, TrainingDiverged
+from swindow.errors import ConfigError, DataError, TrainingDiverged
+from swindow.images import LIMITS, ImageLimits
 from swindow.inference import ReadyModel, ready
 from swindow.metrics import ClassificationMetrics, ClassScore, class_scores
 from swindow.model import Model
@@ -80,35 +83,65 @@ class Evaluation:
             "confusions": [pair._asdict() for pair in self.confusions()[:most]],
         }
 
+    def table(self, *, most: int = 40) -> str:
+        """The figures as lines of text, with the `most` hardest classes."""
+        hardest = sorted(self.per_class, key=lambda score: (score.count == 0, score.f1 or 0.0))[:most]
+        width = max(len(score.name) for score in hardest)
+        top5 = "" if self.top5 is None else f"top five {self.top5:.2%}, "
+        lines = [
+            f"{self.split}: accuracy {self.accuracy:.2%} of {self.count:,} images "
+            f"({top5}loss {self.loss:.4f}, calibration error {self.calibration_error:.2%})",
+            f"{'class':{width}}  images  recall  precision      F1",
+        ]
+        lines += [
+            f"{score.name:{width}}  {score.count:6}  {_percent(score.recall):>6}  {_percent(score.precision):>9}  "
+            f"{_percent(score.f1):>6}"
+            for score in hardest
+        ]
+        rest = len(self.per_class) - len(hardest)
+        lines += [f"and {rest} classes with a higher F1"] if rest else []
+        return "\n".join(
+            lines + [f"{pair.count} × {pair.truth} taken for {pair.predicted}" for pair in self.confusions()[:5]]
+        )
+
 
 def evaluate(
     model: Model | str | Path,
-    data: str | Path | Images,
+    data: str | Path | Images | None = None,
     *,
     split: str | None = None,
     batch: int = 64,
     device: str = "auto",
     precision: str = "auto",
     workers: int = 0,
+    limits: ImageLimits = LIMITS,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Ask a model about every image of a split and compare with the labels.
 
-    Data that comes as images is judged whole. Data that is opened by name is judged on `split`; without one, on its own
-    test split, else its own validation split, else all of it. Classes are matched by name.
+    Images are judged as they are given. Data that is opened by name is judged on `split`; without one, on its test split,
+    else its validation split, else all of it. Without data, a run is judged on what it was trained with, divided as it
+    was then. Classes are matched by name.
 
     Raises:
         DataError: an image that cannot be read, no such split, or classes that the model does not have.
         CheckpointError: there is no usable checkpoint at the path.
-        ConfigError: a model without preprocessing, or no such device or precision.
+        ConfigError: a model without preprocessing, no such device or precision, or no data for what is no run.
         TrainingDiverged: the model answers with numbers that are not finite.
     """
-    asked = ready(model, device=device, precision=precision)
-    split, images = (split or "all", data) if isinstance(data, Images) else _open(data, split, asked)
+    if batch < 1:
+        raise ConfigError(f"batch is {batch}; it must be at least 1")
+    asked, progress = ready(model, device=device, precision=precision), progress or Silent()
+    if isinstance(data, Images):
+        split, images = split or "all", data
+    else:
+        source = _data_of_run(model, progress) if data is None else _opened(data, asked, limits)
+        progress.say(source.describe())
+        split, images = _chosen(source, split)
     if not len(images):
         raise DataError(f"the {split} split has no images; there is nothing to evaluate")
     labels = _labels(images, asked.classes)
-    answers = _ask(asked, images, batch=batch, workers=workers, progress=progress or Silent(), title=split)
+    answers = _ask(asked, images, batch=batch, workers=workers, progress=progress, title=split)
     metrics = ClassificationMetrics(len(asked.classes))
     metrics.update(answers, labels)
     figures = metrics.compute()
@@ -123,15 +156,42 @@ def evaluate(
     )
 
 
-def _open(data: str | Path, split: str | None, asked: ReadyModel) -> tuple[str, Images]:
-    """The images to judge; no validation split is cut from data that has none, since here nothing is trained."""
-    source = open_data(str(data), channels=asked.preprocess.channels, val_fraction=0.0)
-    if split is not None:
-        return split, source.split(split)
-    for name in ("test", "val"):
-        if getattr(source, name) is not None:
-            return name, source.split(name)
-    return "all", source.split("train")
+def _opened(data: str | Path, asked: ReadyModel, limits: ImageLimits) -> DataSource:
+    """Data by its name; nothing is held out of it, since nothing is trained on it."""
+    return open_data(data, channels=asked.preprocess.channels, limits=limits, for_training=False)
+
+
+def _data_of_run(model: Model | str | Path, progress: Progress) -> DataSource:
+    """The data that a run was trained with, divided as it was then."""
+    run = None if isinstance(model, Model) else _run_of(Path(model))
+    if run is None:
+        what = "a model at hand" if isinstance(model, Model) else f"{model}, which is no run folder"
+        raise ConfigError(f"no data to judge {what} on; name a folder, table or data set")
+    settings, recorded = read_toml(run / "config.toml"), run / "split.json"
+    record = json.loads(recorded.read_text(encoding="utf-8")) if recorded.exists() else None
+    source = open_data(
+        settings["data"],
+        channels=settings["channels"],
+        seed=settings["seed"],
+        val_fraction=settings["val_fraction"],
+        limits=ImageLimits(max_pixels=settings["max_pixels"]),
+        split_record=record,
+    )
+    for change in split_changes(source, record) if record else ():
+        progress.say(f"the data is not what the run was trained with: {change}")
+    return source
+
+
+def _run_of(path: Path) -> Path | None:
+    """The run folder that a path leads to: itself, or one that its checkpoint lies in."""
+    return next((folder for folder in (path, *path.parents[:2]) if (folder / "config.toml").is_file()), None)
+
+
+def _chosen(source: DataSource, split: str | None) -> tuple[str, Images]:
+    if split is None:
+        split = next(name for name in ("test", "val", "train") if name in source.splits())
+    images = source.split(split)
+    return ("all" if list(source.splits()) == ["train"] else split), images
 
 
 def _ask(asked: ReadyModel, images: Images, *, batch: int, workers: int, progress: Progress, title: str) -> Tensor:
@@ -151,6 +211,10 @@ def _ask(asked: ReadyModel, images: Images, *, batch: int, workers: int, progres
             f"{len(images)} images); try precision fp32, or an earlier checkpoint"
         )
     return logits
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{share:.1%}"
 
 
 def _labels(images: Images, classes: Sequence[str]) -> Tensor:

@@ -18,24 +18,27 @@ import contextlib
 import io
 import re
 import stat
+import struct
 import threading
 import warnings
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import IO, NamedTuple, Protocol, cast, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, UnidentifiedImageError
 from torch import Tensor
 
 from swindow.errors import ConfigError, DataError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 IMAGE_SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .apng .webp .bmp .gif .tif .tiff .ppm .pgm .pbm .pnm .pfm".split()
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+    | {".ppm", ".pgm", ".pbm", ".pnm", ".pfm"}
 )
 MAX_SCANS = 100  # a progressive JPEG has about ten; each more is another pass over all pixels for a few bytes of file
 
@@ -43,7 +46,8 @@ MAX_SCANS = 100  # a progressive JPEG has about ten; each more is another pass o
 METADATA_WARNINGS = r"(possibly )?corrupt EXIF|metadata warning|tag |image appears to be a malformed MPO|invalid APNG"
 
 # Pillow's pixel limit and Python's warning filters belong to the whole process. Both are set only while this lock is
-# held and put back after, so concurrent readers never see each other's limits. Parallel decoding is for processes.
+# held, and put back: concurrent readers never see each other's. Opening is short; decoding, which is not, needs neither
+# (except TIFF, which looks at the limit again), so threads decode side by side.
 _PILLOW = threading.Lock()
 
 _ORIENTATION = 0x0112
@@ -92,14 +96,22 @@ class ImageHeader(NamedTuple):
     format: str
 
 
-Source = str | Path | bytes | BinaryIO | Image.Image | np.ndarray | Tensor
+@runtime_checkable
+class Readable(Protocol):
+    """A binary file that is open for reading."""
+
+    def read(self, size: int = -1, /) -> bytes: ...
+
+
+Source = str | Path | bytes | Readable | Image.Image | np.ndarray | Tensor
 
 
 def read_image(source: Source, *, channels: int = 3, limits: ImageLimits = LIMITS) -> UInt8[Tensor, "C h w"]:
     """Any picture as 8-bit pixels; files, bytes and Pillow images go through the gate described above.
 
-    Arrays are ``h w`` or ``h w C``, tensors ``h w`` or ``C h w``, of bool, uint8, uint16 or finite floats in 0..1. Between
-    grey and RGB they are converted, a second or fourth channel is alpha, and any count passes where it equals `channels`.
+    Arrays are ``h w`` or ``h w C``, tensors ``h w`` or ``C h w``, of bool, uint8, uint16 or finite floats in 0..1. A
+    count of channels that equals `channels` passes as it is; else a second or fourth channel is alpha, and grey and RGB
+    are turned into each other.
 
     The strides are those of the decoder (channels last); call ``contiguous()`` where that matters.
 
@@ -113,8 +125,10 @@ def read_image(source: Source, *, channels: int = 3, limits: ImageLimits = LIMIT
         raise DataError(
             f"{name_of(source)}: an image file gives 1 or 3 channels, not {channels}; pass an array instead"
         )
-    with _gate(source, limits) as image:
-        image.load()
+    with _opened(source, limits) as image:
+        _refuse_damage(image)
+        with _pillow_limits(limits) if image.format == "TIFF" else contextlib.nullcontext():
+            image.load()
         return _to_tensor(_plain(_upright(image)).convert("L" if channels == 1 else "RGB"))
 
 
@@ -124,9 +138,9 @@ def probe_image(source: str | Path | bytes, *, limits: ImageLimits = LIMITS) -> 
     Raises:
         DataError: as `read_image`, as far as the header can tell.
     """
-    with _gate(source, limits) as image:
+    with _opened(source, limits) as image:
         width, height = image.size
-        if _orientation(image) in (5, 6, 7, 8):
+        if image.format != "TIFF" and _orientation(image) in (5, 6, 7, 8):  # Pillow turns TIFF itself
             width, height = height, width
         grey = image.mode in ("1", "L", "LA", "La", "I", "F") or image.mode.startswith("I;16")
         return ImageHeader(width, height, image.mode, 1 if grey else 3, image.format or "")
@@ -142,17 +156,15 @@ def name_of(source: object) -> str:
 
 
 @contextlib.contextmanager
-def _gate(source: str | Path | bytes | BinaryIO | Image.Image, limits: ImageLimits) -> Iterator[Image.Image]:
-    """The open image, its size allowed; everything that fails inside is a `DataError` with its name."""
+def _opened(source: str | Path | bytes | Readable | Image.Image, limits: ImageLimits) -> Iterator[Image.Image]:
+    """The image, its header read and its size allowed; whatever fails inside is a `DataError` with its name."""
     name = name_of(source)
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(_pillow_limits(limits))
-            image = _open(source, name, limits, stack)
+            with _pillow_limits(limits):
+                image = _open(source, name, limits, stack)
             if image.width * image.height > limits.max_pixels:  # Pillow images; files were refused while opening
                 raise Image.DecompressionBombWarning(f"Image size ({image.width * image.height} pixels)")
-            if image.info.get("progressive") and image.format in ("JPEG", "MPO"):
-                _refuse_many_scans(image)
             yield image
         except DataError:
             raise
@@ -162,7 +174,9 @@ def _gate(source: str | Path | bytes | BinaryIO | Image.Image, limits: ImageLimi
                 f"{name}: promises {pixels:,} pixels, over the limit of {limits.max_pixels:,}; "
                 f"remove it, or raise the limit (--max-pixels) if you trust it"
             ) from error
-        except Exception as error:  # noqa: BLE001 - a damaged file makes a decoder raise anything; all mean the same
+        except FileNotFoundError as error:
+            raise DataError(f"{name}: no such file; check the path") from error
+        except Exception as error:  # a damaged file makes a decoder raise anything; all mean the same
             raise DataError(f"{name}: {_reason(error)}; replace or remove the file") from error
 
 
@@ -180,7 +194,7 @@ def _pillow_limits(limits: ImageLimits) -> Iterator[None]:
 
 
 def _open(
-    source: str | Path | bytes | BinaryIO | Image.Image, name: str, limits: ImageLimits, stack: contextlib.ExitStack
+    source: str | Path | bytes | Readable | Image.Image, name: str, limits: ImageLimits, stack: contextlib.ExitStack
 ) -> Image.Image:
     if isinstance(source, Image.Image):
         image = source
@@ -191,8 +205,8 @@ def _open(
             raise DataError(f"{name}: is empty (0 bytes); replace or remove the file")
         stream.seek(0)
         try:
-            image = stack.enter_context(Image.open(stream, formats=FORMATS))
-        except Image.UnidentifiedImageError as error:
+            image = stack.enter_context(Image.open(cast(IO[bytes], stream), formats=FORMATS))
+        except UnidentifiedImageError as error:
             raise DataError(
                 f"{name}: is damaged, or none of JPEG, PNG, WebP, BMP, GIF, TIFF, PNM (it begins with {start!r}); "
                 f"replace, convert or remove the file"
@@ -202,18 +216,21 @@ def _open(
     return image
 
 
-def _stream(source: str | Path | bytes | BinaryIO, name: str, limits: ImageLimits) -> BinaryIO:
+def _stream(source: str | Path | bytes | Readable, name: str, limits: ImageLimits) -> io.BufferedIOBase:
     if isinstance(source, (str, Path)):
         status = Path(source).stat()
         if not stat.S_ISREG(status.st_mode):
             raise DataError(f"{name}: is not a regular file; give the path of an image file")
-        size, stream = status.st_size, None
-    else:
-        data = source if isinstance(source, bytes) else source.read(limits.max_file_bytes + 1)
-        size, stream = len(data), io.BytesIO(data)
-    if size > limits.max_file_bytes:
+        _refuse_bytes(status.st_size, name, limits)
+        return Path(source).open("rb")
+    data = source if isinstance(source, bytes) else source.read(limits.max_file_bytes + 1)
+    _refuse_bytes(len(data), name, limits)
+    return io.BytesIO(data)
+
+
+def _refuse_bytes(count: int, name: str, limits: ImageLimits) -> None:
+    if count > limits.max_file_bytes:
         raise ImageTooLarge(f"{name}: more than {limits.max_file_bytes:,} bytes (the limit); resize or remove the file")
-    return stream if stream is not None else Path(source).open("rb")  # type: ignore[arg-type]  # a path, see above
 
 
 def _reason(error: BaseException) -> str:
@@ -222,19 +239,31 @@ def _reason(error: BaseException) -> str:
     return "cannot be read: " + re.sub(r"<[^>]*>|0x[0-9a-f]+", "", words.splitlines()[0]).strip()[:160]
 
 
-def _refuse_many_scans(image: Image.Image) -> None:
-    stream = image.fp  # type: ignore[attr-defined]  # an opened file has it
+def _refuse_damage(image: Image.Image) -> None:
+    """What Pillow would let pass: pixel chunks of a PNG with a wrong checksum, a JPEG that is mostly passes."""
+    stream = getattr(image, "fp", None)
+    if stream is None:
+        return
     position = stream.tell()
-    stream.seek(0)
-    scans = stream.read().count(b"\xff\xda")
+    if image.format == "PNG":
+        stream.seek(8)
+        while (head := stream.read(8))[4:] not in (b"", b"IEND"):
+            length, kind = struct.unpack(">I4s", head)
+            found, promised = zlib.crc32(kind + stream.read(length)).to_bytes(4, "big"), stream.read(4)
+            if kind == b"IDAT" and len(promised) == 4 and found != promised:
+                raise ValueError("wrong checksum of its pixel data")
+    elif image.info.get("progressive"):
+        stream.seek(0)
+        scans = stream.read().count(b"\xff\xda")
+        if scans > MAX_SCANS:
+            raise ValueError(f"progressive JPEG of {scans} scans, over the limit of {MAX_SCANS}")
     stream.seek(position)
-    if scans > MAX_SCANS:
-        raise ValueError(f"progressive JPEG of {scans} scans, over the limit of {MAX_SCANS}")
 
 
 def _orientation(image: Image.Image) -> int:
     try:
-        value = image.getexif().get(_ORIENTATION)
+        with _pillow_limits(LIMITS):
+            value = image.getexif().get(_ORIENTATION)
     except Exception:  # noqa: BLE001 - metadata that cannot be parsed says nothing; the pixels are as good
         return 1
     return value if isinstance(value, int) else 1
@@ -251,7 +280,7 @@ def _plain(image: Image.Image) -> Image.Image:
     if mode.startswith("I;16"):
         return Image.fromarray(_from_16_bit(np.asarray(image)))
     if mode == "I":  # 16-bit PNM and signed TIFF
-        return Image.fromarray(_from_16_bit(_within(np.asarray(image), 65535)))
+        return Image.fromarray(_from_16_bit(_within(np.asarray(image), 65535.0)))
     if mode == "F":  # float TIFF and PFM
         return Image.fromarray(_from_unit(np.asarray(image)))
     if mode in ("LA", "PA", "La", "RGBA", "RGBa") or "transparency" in image.info:
@@ -259,7 +288,7 @@ def _plain(image: Image.Image) -> Image.Image:
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     if mode == "LAB":
         to_rgb = ImageCms.buildTransform(ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), "LAB", "RGB")
-        return ImageCms.applyTransform(image, to_rgb)
+        return cast(Image.Image, ImageCms.applyTransform(image, to_rgb))
     if mode in ("1", "L"):
         return image.convert("L")
     if mode in ("P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV"):
@@ -284,7 +313,7 @@ def _from_array(array: np.ndarray | Tensor) -> UInt8[Tensor, "C h w"]:
         try:
             values = _from_unit(values)
         except ValueError as error:
-            raise DataError(f"{what} with {error}") from error
+            raise DataError(f"{what} with {error}; repair or rescale it") from error
     elif values.dtype == np.bool_:
         values = values * np.uint8(255)
     elif values.dtype != np.uint8:
@@ -301,17 +330,15 @@ def _from_16_bit(values: np.ndarray) -> np.ndarray:
 
 def _from_unit(values: np.ndarray) -> np.ndarray:
     if not np.isfinite(values).all():
-        raise ValueError("pixels that are not finite; repair the image")
+        raise ValueError("pixels that are not finite")
     return np.rint(_within(values, 1.0) * 255).astype(np.uint8)
 
 
 def _within(values: np.ndarray, top: float) -> np.ndarray:
     """`values` if they lie in 0..top: guessing another scale per image would make two images incomparable."""
-    low, high, slack = values.min(), values.max(), top * 1e-3
+    low, high, slack = values.min(), values.max(), 1e-3 if values.dtype.kind == "f" else 0
     if low < -slack or high > top + slack:
-        raise ValueError(
-            f"pixels from {low:g} to {high:g}; values of {values.dtype} must lie in 0..{top:g}, rescale them"
-        )
+        raise ValueError(f"pixels from {low:g} to {high:g}, where {values.dtype} must lie in 0..{top:g}")
     return np.clip(values, 0, top)
 
 

@@ -5,7 +5,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from swindow.ops.linear import linear
 from swindow.ops.windows import count, pad_to_windows
+
+
+class Linear(nn.Linear):
+    """`nn.Linear` for token maps, through `swindow.ops.linear`."""
+
+    def forward(self, input: Float[Tensor, "B H W I"]) -> Float[Tensor, "B H W O"]:
+        return linear(input, self.weight, self.bias)
 
 
 class Mlp(nn.Module):
@@ -13,9 +21,9 @@ class Mlp(nn.Module):
 
     def __init__(self, dim: int, hidden: int, dropout: float = 0.0) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
+        self.fc1 = Linear(dim, hidden)
         self.act = nn.GELU()
-        self.fc2 = nn.Linear(hidden, dim)
+        self.fc2 = Linear(hidden, dim)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "... C"]) -> Float[Tensor, "... C"]:
@@ -68,7 +76,7 @@ class PatchMerge(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(4 * dim)
-        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+        self.reduction = Linear(4 * dim, 2 * dim, bias=False)
 
     def forward(self, x: Float[Tensor, "B H W C"]) -> Float[Tensor, "B H2 W2 D"]:
         x = pad_to_windows(x, (2, 2))

@@ -1,5 +1,6 @@
 """How good a classifier's answers are: accuracy, per-class scores, confusion, calibration (torchmetrics inside)."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -119,6 +120,14 @@ def reliability(probabilities: np.ndarray, labels: np.ndarray, *, bins: int = BI
         )
         for index, inside in chosen
     )
+
+
+def accuracy_interval(right: int, count: int, *, z: float = 1.96) -> tuple[float, float]:
+    """Where the accuracy on endlessly many such images lies: Wilson's interval, of 95 % confidence with z = 1.96."""
+    share, spread = right / count, z * z / count
+    middle = (share + spread / 2) / (1 + spread)
+    reach = z / (1 + spread) * math.sqrt(share * (1 - share) / count + spread / (4 * count))
+    return max(middle - reach, 0.0), min(middle + reach, 1.0)
 
 
 def _share(part: np.integer, whole: np.integer) -> float | None:

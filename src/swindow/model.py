@@ -69,7 +69,7 @@ class MapBackbone(nn.Module):
         self.channels: tuple[int, ...] = body.channels
         self.strides: tuple[int, ...] = body.strides
 
-    def forward(self, images: Images) -> list[Float[Tensor, "B C H W"]]:
+    def forward(self, images: Images) -> list[Float[Tensor, "B _ _ _"]]:
         return [x.permute(0, 3, 1, 2).contiguous() for x in self.body(images)]
 
 

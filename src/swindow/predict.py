@@ -26,6 +26,7 @@ from swindow.images import LIMITS, ImageLimits, Source, name_of, read_image
 from swindow.inference import ready
 from swindow.model import Model
 from swindow.progress import Progress, Silent
+from swindow.sheets import clean
 
 READERS = 2
 """Threads that read and resize while the model computes."""
@@ -73,6 +74,19 @@ class PredictSummary:
     """How often each class was the most probable one, the most frequent first."""
     files: tuple[Path, ...]
     """What was written."""
+    first: tuple[Prediction | Failure, ...]
+    """The first answers, at most 64."""
+
+    def text(self) -> str:
+        """One line for each of the first answers, one for all, one for each file."""
+        lines = [_said(answer) for answer in self.first]
+        rest = self.count - len(self.first)
+        lines += [f"and {rest:,} more"] if rest else []
+        tally = [f"{count:,} {clean(name)}" for name, count in self.classes.items()]
+        tally[10:] = [f"{len(tally) - 10} more classes"] if len(tally) > 10 else []
+        tally += [f"{len(self.failures):,} without a prediction"] if self.failures else []
+        lines.append(f"{self.count:,} image{'s' if self.count != 1 else ''}: {', '.join(tally)}")
+        return "\n".join([*lines, *(str(path) for path in self.files)])
 
 
 class Predictor:
@@ -184,7 +198,16 @@ def predict_files(
         failures=tuple(tally.failures),
         classes=dict(tally.classes.most_common()),
         files=tuple(written),
+        first=tuple(tally.first),
     )
+
+
+def _said(answer: Prediction | Failure) -> str:
+    if isinstance(answer, Failure):
+        return answer.error
+    first, *others = answer.top(3)
+    said = [first, *(pair for pair in others if pair[1] >= 0.005)]
+    return f"{name_of(answer.source)}: " + ", ".join(f"{clean(name)} {share:.1%}" for name, share in said)
 
 
 class _Tally:
@@ -233,11 +256,11 @@ def _row(answer: Prediction | Failure, top: int) -> list[str]:
 
 def _contact_sheet(files: list[Path], answers: list[Prediction | Failure], limits: ImageLimits) -> bytes:
     """The first answers as a PNG, each under its picture."""
-    tiles = [_tile(path, answer, limits) for path, answer in zip(files, answers, strict=False)]
+    tiles = [_tile(path, answer, limits) for path, answer in zip(files[: len(answers)], answers, strict=True)]
     rest = len(files) - len(tiles)
     footer = f"the first {len(tiles)} of {len(files)} images; {rest} more in {TABLE}" if rest else ""
     content = io.BytesIO()
-    sheets.sheet(tiles, footer=footer).save(content, "PNG", optimize=True)
+    sheets.sheet(tiles, footer=footer).save(content, "PNG")
     return content.getvalue()
 
 

@@ -122,7 +122,7 @@ class Preprocess:
                 f"way, over the limit of {limits.max_resized_pixels:,}; crop the picture, or use fit = 'crop'"
             )
         flat = image.flatten(0, -4) if image.ndim > 3 else image[None]
-        if image.device.type != "cpu":  # only the CPU resamples 8-bit integers
+        if image.device.type != "cpu" or size[1] == 1:  # 8-bit resampling is the CPU's, and wrong there for one column
             flat = flat.float()
         out = F.interpolate(flat, size=size, mode=self.interpolation, antialias=True, align_corners=False)
         if out.is_floating_point():

@@ -78,16 +78,11 @@ class RunFolder:
         """
         self._create()
         self._claim()
-        known = self.path / "config.toml"
-        if not known.exists():
-            write_atomic(known, dumps(config))
-            write_atomic(self.path / "environment.json", json.dumps(environment(), indent=1))
-            return None
-        if not resume:
-            raise ConfigError(f"{self.path} already holds a run; add --resume to go on with it, or give another --out")
-        self._refuse_changes(config, read_toml(known), free)
-        write_atomic(known, dumps(config))
-        return self.saved()
+        try:
+            return self._begin(config, resume=resume, free=free)
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Let another process have the folder."""
@@ -152,6 +147,18 @@ class RunFolder:
         for name, value in measurement.items():
             if isinstance(value, float):
                 self.events.add_scalar(f"{kind}/{name}", value, step)
+
+    def _begin(self, config: Any, *, resume: bool, free: frozenset[str]) -> SavedState | None:
+        known = self.path / "config.toml"
+        if not known.exists():
+            write_atomic(known, dumps(config))
+            write_atomic(self.path / "environment.json", json.dumps(environment(), indent=1))
+            return None
+        if not resume:
+            raise ConfigError(f"{self.path} already holds a run; add --resume to go on with it, or give another --out")
+        self._refuse_changes(config, read_toml(known), free)
+        write_atomic(known, dumps(config))
+        return self.saved()
 
     def _create(self) -> None:
         try:

@@ -14,7 +14,7 @@ from swindow.data import DataSource, open_data, split_record
 from swindow.data.augment import AugmentConfig, build_augment
 from swindow.data.loading import BadImages, Batch, train_loader
 from swindow.devices import pick_device, pick_precision
-from swindow.errors import ConfigError, require
+from swindow.errors import ConfigError, need
 from swindow.evaluation import Evaluation, evaluate
 from swindow.images import ImageLimits
 from swindow.learner import Learner
@@ -23,7 +23,6 @@ from swindow.model import Model, build
 from swindow.optim import OptimConfig
 from swindow.preprocess import Preprocess
 from swindow.progress import Progress, Stopper, clock, watcher
-from swindow.reporting import write_report
 from swindow.run_folder import RunFolder
 
 
@@ -166,6 +165,8 @@ def train(config: TrainConfig, *, resume: bool = False, progress: Progress | Non
         batch=config.batch,
         seed=config.seed,
         workers=config.workers,
+        max_bad=config.max_bad,
+        pin_memory=device.type == "cuda",
     )
     per_epoch = -(-len(loader) // config.optim.accumulate)
 
@@ -281,7 +282,7 @@ def _need_extras(config: TrainConfig) -> None:
         "matplotlib": config.report,
     }.items():
         if needed:
-            require(module, extra="train")
+            need(module, extra="train")
 
 
 def _new_model(config: TrainConfig, source: DataSource, progress: Progress) -> Model:
@@ -394,6 +395,8 @@ def _finish(
     )
     report = None
     if config.report:
+        from swindow.reporting import write_report  # matplotlib takes a second; a run without a report does without
+
         batch = next(_steps(loader, 0, 0, 1))[0]
         report = write_report(
             run.path,

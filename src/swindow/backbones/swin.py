@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from swindow.errors import ConfigError, ShapeError
-from swindow.layers import DropPath, Mlp, PatchEmbed, PatchMerge, drop_path_rates, init_weights
+from swindow.layers import DropPath, Linear, Mlp, PatchEmbed, PatchMerge, drop_path_rates, init_weights
 from swindow.ops import reference
 from swindow.ops.attention import Backend, window_attention
 from swindow.ops.windows import Size, pad_to_windows, relative_position_index
@@ -47,6 +47,8 @@ class SwinConfig:
             )
         if min(self.dim, self.window, self.patch, *self.depths, *self.num_heads) < 1:
             raise ConfigError("dim, window, patch and every entry of depths and num_heads must be at least 1")
+        if self.mlp_ratio * self.dim < 1:
+            raise ConfigError(f"mlp_ratio is {self.mlp_ratio}; the MLP needs at least 1 hidden channel for dim {self.dim}")
         for channels, heads in zip(self.channels, self.num_heads, strict=True):
             if channels % heads:
                 raise ConfigError(f"{channels} channels cannot be split over {heads} heads; change dim or num_heads")
@@ -78,8 +80,8 @@ class WindowAttention(nn.Module):
         self.num_heads, self.window, self.shift = num_heads, window, shift
         self.scale = (dim // num_heads) ** -0.5
         self.backend: Backend = "auto"
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = Linear(dim, 3 * dim)
+        self.proj = Linear(dim, dim)
         self.dropout = nn.Dropout(dropout)
         rows = (2 * window[0] - 1) * (2 * window[1] - 1)
         self.relative_position_bias_table = nn.Parameter(torch.empty(rows, num_heads))

@@ -101,7 +101,7 @@ class Augment:
 
     def _augmented(self, images: UInt8[Tensor, "B C h w"] | list[Tensor], seeds: np.ndarray) -> Tensor:
         if self._crop is not None:
-            images = torch.stack([_seeded(self._crop, image, seed) for image, seed in zip(images, seeds, strict=True)])
+            images = _each(self._crop, images, seeds)
         elif isinstance(images, list):
             images = torch.stack([self.preprocess.resize(image) for image in images])
         else:
@@ -109,7 +109,7 @@ class Augment:
         images = _moved(images, uniforms(seeds, 4), self.config)
         if self._colour is None:
             return images
-        return torch.stack([_seeded(self._colour, image, seed) for image, seed in zip(images, ~seeds, strict=True)])
+        return _each(self._colour, images, ~seeds)  # other seeds than the crop's: its draws must not come again
 
 
 def build_augment(config: AugmentConfig, preprocess: Preprocess) -> Augment:
@@ -138,10 +138,14 @@ def mix_batch(
     return mixed, soft
 
 
+def _each(transform: Any, images: Tensor | list[Tensor], seeds: np.ndarray) -> Tensor:
+    return torch.stack([_seeded(transform, image, seed) for image, seed in zip(images, seeds.tolist(), strict=True)])
+
+
 def _seeded(transform: Any, image: Any, seed: int) -> Any:
     """`transform` under its own seed; torch's generator, from which torchvision draws, is put back as it was."""
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(int(seed))  # torch.manual_seed would also reset the accelerator's
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also reset the accelerator's
         return transform(image)
 
 

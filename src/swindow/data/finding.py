@@ -20,8 +20,11 @@ def find_images(inputs: Sequence[str | Path]) -> list[Path]:
     Raises:
         DataError: a folder or pattern without images, or nothing at all that exists.
     """
-    found = {same_place(path): path for given in reversed(inputs) for path in reversed(_expanded(str(given)))}
-    paths = [Path(path) for path in reversed(found.values())]
+    found: dict[str, str] = {}
+    for given in inputs:
+        for path in _expanded(str(given)):
+            found.setdefault(same_place(path), path)
+    paths = [Path(path) for path in found.values()]
     if not any(path.exists() for path in paths):
         named = f"{', '.join(name_of(path) for path in paths[:3])} not found" if paths else "nothing was named"
         raise DataError(f"no images: {named}; give image files, folders or patterns")

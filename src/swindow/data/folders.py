@@ -23,7 +23,9 @@ def read_folder(root: Path) -> Inventory:
         found.splits[split] = _read_classes(folder, found.problems, split)
     if POOL not in splits:
         found.problems += _strays(root)
-    if not any(rows.names for rows in found.splits.values()) and not any(p.kind == "empty-class" for p in found.problems):
+    if not any(rows.names for rows in found.splits.values()) and not any(
+        p.kind == "empty-class" for p in found.problems
+    ):
         strays = sum(problem.kind == "stray-image" for problem in found.problems)
         have = f"{strays:,} images lie directly in it" if strays else "it holds no images"
         raise DataError(

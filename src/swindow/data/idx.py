@@ -1,4 +1,4 @@
-"""Pairs of IDX files, the format of MNIST and its descendants (yann.lecun.com/exdb/mnist): pixels and labels of a split."""
+"""Pairs of IDX files, the format of MNIST and its descendants: the pixels and the labels of each split."""
 
 import gzip
 import math
@@ -43,13 +43,15 @@ def read_idx(folder: Path, limits: ImageLimits) -> Inventory:
         labels = _read(_label_file(path), 1, limits)
         if len(pixels) != len(labels):
             raise DataError(
-                f"{name_of(path)}: {len(pixels):,} images but {len(labels):,} labels; use the files that belong together"
+                f"{name_of(path)}: {len(pixels):,} images but {len(labels):,} labels; use files that belong together"
             )
         names = [f"{split}[{index}]" for index in range(len(labels))]
         found.splits[split] = Rows(names, _named(labels, found.classes), torch.from_numpy(pixels)[:, None])
     if "train" not in found.splits and "test" not in found.splits:
         allowed = ", ".join(PREFIXES)
-        raise DataError(f"{name_of(folder)}: no split of the IDX files has a known name; begin the names with {allowed}")
+        raise DataError(
+            f"{name_of(folder)}: no split of the IDX files has a known name; begin the names with {allowed}"
+        )
     return found
 
 
@@ -85,14 +87,20 @@ def _read(path: Path, dimensions: int, limits: ImageLimits) -> np.ndarray:
         with opener(path, "rb") as stream:
             magic, *shape = struct.unpack(f">I{dimensions}I", stream.read(4 + 4 * dimensions))
             if magic != _MAGIC[dimensions]:
-                raise DataError(f"{name}: begins with {magic:#010x}, not {_MAGIC[dimensions]:#010x}; it is no such IDX file")
+                raise DataError(
+                    f"{name}: begins with {magic:#010x}, not {_MAGIC[dimensions]:#010x}; it is no such IDX file"
+                )
             count = math.prod(shape)
             if not count or count > MAX_BYTES or math.prod(shape[1:]) > limits.max_pixels:
-                raise DataError(f"{name}: says {' × '.join(map(str, shape))}, from 1 to {MAX_BYTES:,} bytes are allowed")
+                raise DataError(
+                    f"{name}: says {' × '.join(map(str, shape))}, from 1 to {MAX_BYTES:,} bytes are allowed"
+                )
             data = stream.read(count + 1)
     except (OSError, EOFError, struct.error, zlib.error) as error:
         reason = "it ends early" if isinstance(error, (EOFError, struct.error)) else str(error)
         raise DataError(f"{name}: cannot be read ({reason}); fetch it again") from error
     if len(data) != count:
-        raise DataError(f"{name}: {'more' if len(data) > count else 'fewer'} bytes than its header says; fetch it again")
+        raise DataError(
+            f"{name}: {'more' if len(data) > count else 'fewer'} bytes than its header says; fetch it again"
+        )
     return np.frombuffer(bytearray(data), np.uint8).reshape(shape)

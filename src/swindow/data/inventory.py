@@ -1,4 +1,4 @@
-"""What a data source holds, before any choice is made about it: the common answer of all the readers beside this file."""
+"""What a data source holds, before any choice is made about it: the common answer of the readers beside this file."""
 
 import re
 from collections import Counter
@@ -32,7 +32,7 @@ class Problem(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """Images of one split: a name (path) and a class name each, and their pixels ``N C h w`` where these are in memory."""
+    """Images of one split: a name (path) and a class name each, and pixels ``N C h w`` where these are in memory."""
 
     names: Sequence[str]
     labels: Sequence[str]

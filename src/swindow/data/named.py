@@ -78,18 +78,14 @@ def read_torchvision(name: str, root: Path) -> Inventory:
 
 def _rows(dataset: Any, prefix: str) -> tuple[Rows, tuple[str, ...] | None]:
     """Names, labels and pixels; torchvision has no common way to ask for them without decoding every image."""
-    pixels, names = None, None
-    if hasattr(dataset, "data"):
-        pixels, numbers = _planes(dataset.data), _first(dataset, "targets", "labels")
-    elif pairs := _first(dataset, "samples", "_samples"):
-        names, numbers = zip(*pairs, strict=True)
-    else:
-        names, numbers = _first(dataset, "_image_files", "_images"), _first(dataset, "_labels")
-    numbers = [int(number) for number in numbers]
     classes = tuple(str(name) for name in getattr(dataset, "classes", ())) or None
-    labels = [classes[number] if classes else str(number) for number in numbers]
-    names = [str(name) for name in names] if names else [f"{prefix}[{index}]" for index in range(len(numbers))]
-    return Rows(names, labels, pixels), classes
+    pairs = _first(dataset, "samples", "_samples")
+    numbers = [label for _, label in pairs] if pairs else _first(dataset, "targets", "labels", "_labels")
+    labels = [classes[int(number)] if classes else str(int(number)) for number in numbers]
+    if hasattr(dataset, "data"):
+        return Rows([f"{prefix}[{index}]" for index in range(len(labels))], labels, _planes(dataset.data)), classes
+    files = [file for file, _ in pairs] if pairs else _first(dataset, "_image_files", "_images")
+    return Rows([str(file) for file in files], labels), classes
 
 
 def _first(dataset: Any, *names: str) -> Sequence[Any]:

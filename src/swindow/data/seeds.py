@@ -9,7 +9,6 @@ import numpy as np
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MASK = 2**64 - 1
 _ORDER = 0x6F72646572  # keeps the shuffle apart from the samples' own draws
-_MIX = 0x6D6978
 
 
 def sample_seeds(seed: int, epochs: np.ndarray | int, indices: np.ndarray | int) -> np.ndarray:
@@ -22,11 +21,6 @@ def sample_seeds(seed: int, epochs: np.ndarray | int, indices: np.ndarray | int)
 def sample_seed(seed: int, epoch: int, index: int) -> int:
     """One of `sample_seeds`, in 0..2⁶⁴-1."""
     return int(sample_seeds(seed, epoch, index)[0])
-
-
-def mix_seed(seed: int, epoch: int, batch: int) -> int:
-    """The seed of a batch's mixup or cutmix, apart from all sample seeds."""
-    return sample_seed(seed ^ _MIX, epoch, batch)
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:

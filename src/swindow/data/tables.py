@@ -10,15 +10,11 @@ from swindow.errors import DataError, require
 from swindow.images import name_of
 
 TABLE_SUFFIXES = frozenset({".csv", ".tsv", ".parquet", ".pq"})
-COLUMNS = {
-    "path": ("path", "image", "file", "filename"),
-    "label": ("label", "class", "target"),
-    "split": ("split",),
-}
+COLUMNS = {"path": ("path", "image", "file", "filename"), "label": ("label", "class", "target"), "split": ("split",)}
 
 
 def read_table(path: Path) -> Inventory:
-    """One image a row: its path (relative to the table's folder, or absolute), its label, its split if there is a column.
+    """One image a row: its path (relative to the table's folder, or absolute), its label, and its split if it has one.
 
     Raises:
         DataError: not a table, or without the two columns.
@@ -26,28 +22,26 @@ def read_table(path: Path) -> Inventory:
     read = _read_parquet if path.suffix.lower() in (".parquet", ".pq") else _read_csv
     columns = read(path)
     found = Inventory(kind="table", root=str(path.parent))
-    splits = columns.get("split") or [POOL] * len(columns["path"])
+    splits = columns.get("split")
+    wheres = (
+        [POOL] * len(columns["path"]) if splits is None else [SPLIT_NAMES.get(split.lower(), "") for split in splits]
+    )
     parts: dict[str, tuple[list[str], list[str]]] = {}
-    for number, (image, label, split) in enumerate(zip(columns["path"], columns["label"], splits, strict=True), start=1):
-        where = SPLIT_NAMES.get(split.lower(), split if split == POOL else "")
+    rows = zip(columns["path"], columns["label"], wheres, strict=True)
+    for number, (image, label, where) in enumerate(rows, start=1):
         if not (image and label and where):
-            found.problems.append(_bad_row(path, number, image, label, split))
+            found.problems.append(_bad_row(f"{name_of(path)}, data row {number}", image, label))
             continue
         names, labels = parts.setdefault(where, ([], []))
         names.append(str(path.parent / image))
         labels.append(label)
-    order = [split for split in (POOL, "train", "val", "test") if split in parts]
-    found.splits = {split: Rows(*parts[split]) for split in order}
+    found.splits = {split: Rows(*part) for split, part in parts.items()}
     return found
 
 
-def _bad_row(path: Path, number: int, image: str, label: str, split: str) -> Problem:
-    where = f"{name_of(path)}, row {number}"
-    if image and label:
-        allowed = ", ".join(SPLIT_NAMES)
-        return Problem("bad-row", where, f"{where}: split {split!r} is not one of {allowed}; repair the row", fatal=True)
-    missing = "label" if image else "path"
-    return Problem("bad-row", where, f"{where}: the {missing} is empty; fill it in or remove the row", fatal=True)
+def _bad_row(where: str, image: str, label: str) -> Problem:
+    reason = f"its split is not one of {', '.join(SPLIT_NAMES)}" if image and label else "its path or label is empty"
+    return Problem("bad-row", where, f"{where}: {reason}; repair or remove the row", fatal=True)
 
 
 def _read_csv(path: Path) -> dict[str, list[str]]:
@@ -61,7 +55,9 @@ def _read_csv(path: Path) -> dict[str, list[str]]:
     places = _places(path, header)
     for number, row in enumerate(rows[1:], start=1):
         if len(row) != len(header):
-            raise DataError(f"{name_of(path)}, row {number}: {len(row)} cells where the header has {len(header)}; repair it")
+            raise DataError(
+                f"{name_of(path)}, data row {number}: {len(row)} cells where the header has {len(header)}; repair it"
+            )
     return {meaning: [row[place].strip() for row in rows[1:]] for meaning, place in places.items()}
 
 

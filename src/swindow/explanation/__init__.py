@@ -9,9 +9,10 @@
 """
 
 import dataclasses
+import re
 from pathlib import Path
-from typing import Literal
 
+import numpy as np
 import torch
 from numpy import ndarray
 from torch import Tensor
@@ -30,7 +31,7 @@ from swindow.preprocess import Preprocess
 
 __all__ = ["Explanation", "Frame", "PointMaps", "PointStage", "StageMaps", "explain"]
 
-InputSize = int | tuple[int, int] | Literal["native"]
+InputSize = int | tuple[int, int] | str
 
 
 def explain(
@@ -52,7 +53,8 @@ def explain(
         point: the pixel (x, y) of the photo to follow; by default where Grad-CAM is strongest.
         target: the class that Grad-CAM explains, by name or number; by default the predicted one.
         stage: the stage whose map Grad-CAM weighs, from 0; negative counts from the end.
-        size: another input size than the model's: a side, (height, width), or ``"native"`` for the photo's own pixels.
+        size: another input size than the model's: a side, (height, width), both also as text (``"480x640"``), or
+            ``"native"`` for the photo's own pixels.
         out: a folder for `Explanation.save`.
         device: ``auto`` is where a model given already is, and for a path the best there is.
 
@@ -94,28 +96,33 @@ def explain(
 
 
 def _sized(preprocess: Preprocess, size: InputSize | None, photo: Size) -> Preprocess:
-    """The model's preprocessing with the input size asked for."""
-    match size:
-        case None:
-            return preprocess
-        case "native":  # stretched to its own size: not resampled
-            return dataclasses.replace(preprocess, size=photo, fit="squash")
-        case int():
-            return dataclasses.replace(preprocess, size=(size, size))
-        case (int(), int()):
-            return dataclasses.replace(preprocess, size=tuple(size))
-    raise ConfigError(f"size {size!r} is not a side in pixels, a (height, width) or 'native'")
+    """The model's preprocessing with the input size asked for; native means stretched to its own size: as it is."""
+    if size is None:
+        return preprocess
+    if size == "native":
+        return dataclasses.replace(preprocess, size=photo, fit="squash")
+    found = re.fullmatch(r"(\d+)(?:x(\d+))?", size) if isinstance(size, str) else None
+    match [int(side) for side in found.groups() if side] if found else size:
+        case int(side) | [int(side)]:
+            return dataclasses.replace(preprocess, size=(side, side))
+        case int(height), int(width):
+            return dataclasses.replace(preprocess, size=(height, width))
+    raise ConfigError(f"size {size!r} is not a side in pixels, a height and width such as 480x640, or 'native'")
 
 
 def _frame(preprocess: Preprocess, photo: Size) -> Frame:
-    return Frame(photo=photo, region=tuple(map(float, preprocess.region(*photo))), input=preprocess.size)
+    top, left, height, width = preprocess.region(*photo)
+    return Frame(photo=photo, region=(float(top), float(left), float(height), float(width)), input=preprocess.size)
 
 
 def _target(target: int | str | None, classes: tuple[str, ...]) -> int | None:
+    """The number of the class asked for by name or number; text that names no class may be a number."""
     if isinstance(target, str):
-        if target not in classes:
+        if target in classes:
+            return classes.index(target)
+        if not target.isdecimal():
             raise UnknownName("class", target, classes)
-        return classes.index(target)
+        target = int(target)
     if target is not None and not 0 <= target < len(classes):
         raise ConfigError(f"target {target} is not a class of this model; give a name or 0 to {len(classes) - 1}")
     return target
@@ -132,7 +139,7 @@ def _check_point(point: tuple[int, int] | None, frame: Frame) -> None:
         return
     (x, y), seen = point, frame.seen()
     if not (0 <= x < frame.photo[1] and 0 <= y < frame.photo[0] and seen[y, x]):
-        rows, columns = seen.any(1).nonzero()[0], seen.any(0).nonzero()[0]
+        rows, columns = np.flatnonzero(seen.any(1)), np.flatnonzero(seen.any(0))
         raise ConfigError(
             f"point ({x}, {y}) is not in what the model sees of this photo; "
             f"give x from {columns[0]} to {columns[-1]} and y from {rows[0]} to {rows[-1]}, or another size"

@@ -28,10 +28,11 @@ class Frame:
 
         Bilinear between the centres of the tokens' cells, constant from the outermost centres to the border.
         """
+        heat = heat.astype(np.float32)
         (top, row), (left, column) = (self._taps(axis, heat.shape[axis], stride) for axis in (0, 1))
         heat = heat[top] * (1 - row)[:, None] + heat[np.minimum(top + 1, heat.shape[0] - 1)] * row[:, None]
         heat = heat[:, left] * (1 - column) + heat[:, np.minimum(left + 1, heat.shape[1] - 1)] * column
-        return (heat * self.seen()).astype(np.float32)
+        return heat * self.seen()
 
     def cells(self, heat: ndarray, stride: int) -> ndarray:
         """Like `lay` without smoothing: each pixel has the value of the token whose cell its centre lies in."""
@@ -58,7 +59,7 @@ class Frame:
         """The rectangle (top, left, height, width) on the photo around the tokens of `mask`, cut off at the input."""
         edges = []
         for axis in (0, 1):
-            (places,) = mask.any(1 - axis).nonzero()
+            places = np.flatnonzero(mask.any(1 - axis))
             scale = self.region[2 + axis] / self.input[axis]
             ends = (places[0] * stride, min((places[-1] + 1) * stride, self.input[axis]))
             edges.append([self.region[axis] + end * scale for end in ends])
@@ -70,6 +71,11 @@ class Frame:
         down, across = photo[0] / self.photo[0], photo[1] / self.photo[1]
         top, left, height, width = self.region
         return Frame(photo=photo, region=(top * down, left * across, height * down, width * across), input=self.input)
+
+    def part(self, top: int, left: int, photo: Size) -> "Frame":
+        """The same frame on a part of the photo that begins at (top, left)."""
+        region = (self.region[0] - top, self.region[1] - left, *self.region[2:])
+        return Frame(photo=photo, region=region, input=self.input)
 
     def _nearest(self, axis: int, position: float) -> int:
         places = self._positions(axis)
@@ -85,4 +91,4 @@ class Frame:
         """For each pixel the token before it and the weight of the one after it."""
         place = np.clip(self._positions(axis) / stride - 0.5, 0, tokens - 1)
         before = np.floor(place).astype(int)
-        return before, place - before
+        return before, (place - before).astype(np.float32)

@@ -5,48 +5,63 @@ import html
 import io
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from swindow.errors import DataError
-from swindow.explanation.canvas import DARK, LIGHT, Theme
-from swindow.explanation.pictures import Picture, pictures
+import numpy as np
+from PIL import Image
+
+from swindow.errors import DataError, require
+from swindow.explanation.canvas import DARK, DPI, HEADER, LIGHT, Picture, figure
+from swindow.explanation.pictures import percent, pictures
 from swindow.explanation.results import Explanation
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+Drawings = dict[str, tuple[Image.Image, Image.Image]]  # by name, on light and on dark paper
+
 
 def write(e: Explanation, folder: Path) -> list[Path]:
     """What `Explanation.save` does."""
+    require("matplotlib", extra="train")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        drawn = pictures(e)
-        page = folder / "index.html"
-        files = [_write_png(picture, folder) for picture in drawn]
-        page.write_text(_page(e, drawn), encoding="utf-8")
+        files = _files(e)
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
     except OSError as error:
         raise DataError(f"{folder}: cannot write an explanation here ({error.strerror or error})") from error
-    return [page, *files]
+    return [folder / name for name in files]
 
 
-def _write_png(picture: Picture, folder: Path) -> Path:
-    path = folder / f"{picture.name}.png"
-    path.write_bytes(_rendered(picture.draw(LIGHT), "png"))
-    return path
+def _files(e: Explanation) -> dict[str, bytes]:
+    """The page and its pictures, by name."""
+    shown = pictures(e)
+    drawings = {picture.name: (_pixels(figure(picture, LIGHT)), _pixels(figure(picture, DARK))) for picture in shown}
+    page = {"index.html": _page(e, shown, drawings).encode()}
+    return page | {f"{name}.png": _encoded(light, "png") for name, (light, _) in drawings.items()}
 
 
-def _rendered(figure: "Figure", format: str) -> bytes:
-    buffer = io.BytesIO()
+def _pixels(drawn: "Figure") -> Image.Image:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    drawing = FigureCanvasAgg(drawn)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a class name may be in any script
-        options = {"pil_kwargs": {"quality": 84}} if format == "webp" else {}
-        figure.savefig(buffer, format=format, facecolor=figure.get_facecolor(), **options)
+        drawing.draw()
+    return Image.fromarray(np.asarray(drawing.buffer_rgba())).convert("RGB")
+
+
+def _encoded(pixels: Image.Image, format: Literal["png", "webp"]) -> bytes:
+    buffer = io.BytesIO()
+    pixels.save(buffer, format, quality=84, method=2)
     return buffer.getvalue()
 
 
-def _page(e: Explanation, drawn: list[Picture]) -> str:
-    shown = "\n".join(_section(picture) for picture in drawn if not picture.name.startswith("heads-"))
-    heads = "\n".join(_section(picture) for picture in drawn if picture.name.startswith("heads-"))
+def _page(e: Explanation, shown: list[Picture], drawings: Drawings) -> str:
+    sections = {picture.name: _section(picture, *drawings[picture.name]) for picture in shown}
+    first = "\n".join(section for name, section in sections.items() if not name.startswith("heads-"))
+    heads = "\n".join(section for name, section in sections.items() if name.startswith("heads-"))
     name = html.escape(Path(e.name).name)
     return f"""<!doctype html>
 <html lang="en">
@@ -64,7 +79,7 @@ def _page(e: Explanation, drawn: list[Picture]) -> str:
 <div><h2>Prediction</h2>{_bars(e)}</div>
 <div><h2>Stages</h2>{_table(e)}</div>
 </section>
-{shown}
+{first}
 <details><summary>Every head of every stage</summary>
 {heads}
 </details>
@@ -75,18 +90,24 @@ Attention says where information came from, not what it was used for.</footer>
 """
 
 
-def _section(picture: Picture) -> str:
-    light, dark = (_data(picture, theme) for theme in (LIGHT, DARK))
-    heading, meaning = html.escape(picture.heading), html.escape(picture.meaning)
+def _section(picture: Picture, light: Image.Image, dark: Image.Image) -> str:
+    title, subtitle, meaning = map(html.escape, (picture.title, picture.subtitle, picture.meaning))
+    light, dark = (_untitled(pixels) for pixels in (light, dark))
     return f"""<section>
-<h2>{heading}</h2>
-<p>{meaning}</p>
-<picture><source srcset="{dark}" media="(prefers-color-scheme: dark)"><img src="{light}" alt="{heading}"></picture>
+<h2>{title}</h2>
+<p>{meaning}<br><small>{subtitle}</small></p>
+<picture><source srcset="{_data(dark)}" media="(prefers-color-scheme: dark)"><img src="{_data(light)}" alt="{title}">
+</picture>
 </section>"""
 
 
-def _data(picture: Picture, theme: Theme) -> str:
-    return "data:image/webp;base64," + base64.b64encode(_rendered(picture.draw(theme), "webp")).decode()
+def _untitled(pixels: Image.Image) -> Image.Image:
+    """A picture less its title, which the page says itself."""
+    return pixels.crop((0, round(0.9 * HEADER * DPI), *pixels.size))
+
+
+def _data(pixels: Image.Image) -> str:
+    return "data:image/webp;base64," + base64.b64encode(_encoded(pixels, "webp")).decode()
 
 
 def _facts(e: Explanation) -> str:
@@ -94,7 +115,7 @@ def _facts(e: Explanation) -> str:
     x, y = e.point.x, e.point.y
     seen = float(e.frame.seen().mean())
     part = "all of it" if seen == 1 else f"{100 * seen:.0f} % of it"
-    how = "as chosen" if e.point.chosen else "where Grad-CAM is strongest"
+    how = "as chosen" if e.point.chosen else "where Grad-CAM is strongest" if e.gradcam.any() else "the middle"
     return (
         f"The photo has {width} × {height} pixels. The model saw {part}, as {columns} × {rows} pixels. "
         f"The point followed below is ({x}, {y}), {how}."
@@ -104,7 +125,7 @@ def _facts(e: Explanation) -> str:
 def _bars(e: Explanation) -> str:
     rows = "".join(
         f'<tr><th scope="row">{html.escape(name)}</th><td class="bar"><i style="width:{100 * value:.1f}%"></i></td>'
-        f"<td>{100 * value:.1f} %</td></tr>"
+        f"<td>{percent(value)}</td></tr>"
         for name, value in e.prediction
     )
     return f'<table class="bars">{rows}</table>'
@@ -131,13 +152,15 @@ body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.55 s
 main { max-width: 1140px; margin: 0 auto; padding: 28px 20px 60px; }
 h1 { font-size: 1.7rem; margin: 0 0 4px; overflow-wrap: anywhere; } h2 { font-size: 1.15rem; margin: 0 0 6px; }
 p { margin: 0 0 14px; color: var(--faint); max-width: 82ch; }
-section { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 18px 20px; margin: 18px 0; }
+section { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 18px 20px;
+  margin: 18px 0; }
 .top { display: grid; grid-template-columns: repeat(auto-fit, minmax(320px, 1fr)); gap: 24px 40px; }
 img { display: block; width: 100%; height: auto; border-radius: 6px; }
 table { border-collapse: collapse; width: 100%; font-size: .92rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: 4px 10px 4px 0; border-bottom: 1px solid var(--line); font-weight: normal; }
 tr:last-child > * { border-bottom: 0; } th { color: var(--faint); } .bars th { color: var(--ink); width: 1%; }
-.bars th { max-width: 16em; overflow-wrap: anywhere; } .bars td:last-child { text-align: right; white-space: nowrap; width: 1%; }
+.bars th { max-width: 16em; white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
+.bars td:last-child { text-align: right; white-space: nowrap; width: 1%; }
 .bar i { display: block; height: 12px; min-width: 2px; border-radius: 3px; background: var(--bar); }
 summary { cursor: pointer; font-weight: 600; padding: 8px 2px; }
 footer { color: var(--faint); font-size: .88rem; margin-top: 26px; }

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -69,16 +69,16 @@ def grad_cam(model: Model, images: Images, target: int | None, stage: int) -> Cl
 @torch.no_grad()
 def trace(backbone: Swin, images: Images, tokens: list[Size]) -> list[list[BlockTrace]]:
     """Every block of every stage for one image, with what one token of each stage takes from its window."""
-    x = backbone.patch_embed(images)
-    stages = []
-    for stage, token in zip(backbone.stages, tokens, strict=True):
+    x, traces = backbone.patch_embed(images), []
+    stages: list[Any] = list(backbone.stages)  # a ModuleList does not say of what
+    for stage, token in zip(stages, tokens, strict=True):
         blocks = []
         for block in stage.blocks:
             blocks.append(_trace_block(block, x, token))
             x = block(x)
-        stages.append(blocks)
+        traces.append(blocks)
         x = x if stage.merge is None else stage.merge(x)
-    return stages
+    return traces
 
 
 def layout_of(block: Block, grid: Size) -> Layout:
@@ -103,7 +103,7 @@ def _trace_block(block: Block, x: Tensor, token: Size) -> BlockTrace:
 
 def _rest(model: Model, x: Tensor, stage: int) -> Tensor:
     """Logits from the map of `stage`: merged and through the later stages and the norm, unless it is the last."""
-    stages = model.backbone.stages
+    stages: list[Any] = list(model.backbone.stages)
     for index in range(stage, len(stages) - 1):
         x = stages[index + 1](stages[index].merge(x))
     if stage < len(stages) - 1:

@@ -34,7 +34,9 @@ class ClassifierConfig:
         if self.num_classes < 1:
             raise ConfigError(f"num_classes is {self.num_classes}; a classifier needs at least 1")
         if not (0 <= self.label_smoothing < 1 and 0 <= self.head_dropout < 1):
-            raise ConfigError(f"label_smoothing {self.label_smoothing} and head_dropout {self.head_dropout} must lie in [0, 1)")
+            raise ConfigError(
+                f"label_smoothing {self.label_smoothing} and head_dropout {self.head_dropout} must lie in [0, 1)"
+            )
 
     def build(self, channels: tuple[int, ...]) -> "Classifier":
         """The head that this describes, for a pyramid with these channels."""

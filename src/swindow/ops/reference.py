@@ -18,8 +18,8 @@ def window_attention(
     cosine: bool = False,
 ) -> Float[Tensor, "B H W N D"]:
     """The contract of `swindow.ops.attention.window_attention`, eagerly, with the attention matrix in memory."""
-    _, _, value = split_heads(qkv, window, shift)
-    weights = attention_weights(qkv, bias, window=window, shift=shift, scale=scale, cosine=cosine)
+    query, key, value = split_heads(qkv, window, shift)
+    weights = _weights(query, key, added_logits(bias, qkv.shape[1:3], window, shift, qkv), scale, cosine)
     return join_heads(weights @ value, qkv.shape[1:3], window, shift)
 
 
@@ -34,11 +34,7 @@ def attention_weights(
 ) -> Float[Tensor, "B G N T T"]:
     """How much each query (row) takes from each key (column) of its window; rows sum to one."""
     query, key, _ = split_heads(qkv, window, shift)
-    if cosine:
-        query, key = F.normalize(query, dim=-1), F.normalize(key, dim=-1)
-    logits = (query * per_head(scale)) @ key.transpose(-2, -1)
-    added = added_logits(bias, qkv.shape[1:3], window, shift, logits)
-    return torch.softmax(logits if added is None else logits + added, dim=-1)
+    return _weights(query, key, added_logits(bias, qkv.shape[1:3], window, shift, qkv), scale, cosine)
 
 
 def split_heads(qkv: Tensor, window: Size, shift: Size) -> tuple[Tensor, Tensor, Tensor]:
@@ -65,3 +61,12 @@ def added_logits(bias: Tensor | None, grid: Size, window: Size, shift: Size, lik
 def per_head(scale: float | Tensor) -> float | Tensor:
     """A scale per head, shaped to multiply ``… N T D``; a number stays a number."""
     return scale[:, None, None] if isinstance(scale, Tensor) else scale
+
+
+def _weights(query: Tensor, key: Tensor, added: Tensor | None, scale: float | Tensor, cosine: bool) -> Tensor:
+    if cosine:
+        query, key = F.normalize(query, dim=-1), F.normalize(key, dim=-1)
+    logits = (query * per_head(scale)) @ key.transpose(-2, -1)
+    if added is not None:
+        logits += added  # in place: the largest tensor of a block, and no gradient needs its old value
+    return torch.softmax(logits, dim=-1)

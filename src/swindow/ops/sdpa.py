@@ -4,8 +4,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from swindow.ops.reference import added_logits, join_heads, per_head, split_heads
-from swindow.ops.windows import Size
+from swindow.ops.reference import added_logits, per_head
+from swindow.ops.windows import Size, merge, partition
 
 
 def window_attention(
@@ -18,14 +18,16 @@ def window_attention(
     cosine: bool = False,
 ) -> Float[Tensor, "B H W N D"]:
     """The contract of `swindow.ops.attention.window_attention`, without the attention matrix where torch can."""
-    query, key, value = split_heads(qkv, window, shift)  # B G N T D
+    grid, rolled = qkv.shape[1:3], partition(qkv, window, shift)
+    batch, count = rolled.shape[:2]
+    tokens = rolled.flatten(2, 3).flatten(0, 1)  # BG T 3 N D: the one copy; heads are strides, not copies
+    query, key, value = (x.transpose(1, 2) for x in tokens.unbind(2))
     if cosine:
         query, key = F.normalize(query, dim=-1), F.normalize(key, dim=-1)
-    query = query * per_head(scale)  # a scale per head has no place in SDPA's own argument
-    mask = added_logits(bias, qkv.shape[1:3], window, shift, query)
-    if mask is not None and mask.ndim == 4:  # one mask a window, the same for every image
-        mask = mask.expand(query.shape[0], -1, -1, -1, -1).flatten(0, 1)
-    out = F.scaled_dot_product_attention(
-        query.flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1), attn_mask=mask, scale=1.0
-    )
-    return join_heads(out.unflatten(0, query.shape[:2]), qkv.shape[1:3], window, shift)
+    if isinstance(scale, Tensor):  # a scale per head has no place in SDPA's own argument
+        query, scale = query * per_head(scale), 1.0
+    mask = added_logits(bias, grid, window, shift, query)
+    if mask is not None:  # fused kernels want four axes; with a shift, one mask a window, the same for every image
+        mask = mask[None] if mask.ndim == 3 else mask.expand(batch, *mask.shape).flatten(0, 1)
+    out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)  # BG N T D
+    return merge(out.transpose(1, 2).unflatten(1, window).unflatten(0, (batch, count)), grid, shift)

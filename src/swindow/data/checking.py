@@ -1,0 +1,152 @@
+"""Everything that is wrong with a data source, all of it at once: every image is decoded, every label looked at."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+from swindow.data.datasets import take_inventory
+from swindow.data.duplicates import Item, across, same_content
+from swindow.data.inventory import Inventory, Problem
+from swindow.data.processes import context, start_quietly
+from swindow.errors import DataError
+from swindow.images import LIMITS, ImageLimits, ImageTooLarge, name_of, read_image
+
+ABSURD_ASPECT = 20  # long side over short side; a panorama has 10
+
+
+class Watcher(Protocol):
+    """Who wants to know how far it is."""
+
+    def begin(self, title: str, total: int, done: int = 0) -> None: ...
+
+    def advance(self, items: int = 1) -> None: ...
+
+    def end(self) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckReport:
+    """What `check` found."""
+
+    source: str
+    problems: tuple[Problem, ...]
+    images: dict[str, int]
+    """Images of each split, readable or not."""
+    classes: dict[str, int]
+    """Images of each class, over all splits."""
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Problems of each kind."""
+        return dict(sorted(Counter(problem.kind for problem in self.problems).items()))
+
+    def text(self) -> str:
+        """The report as lines: one a problem, then the sums."""
+        images = ", ".join(f"{split} {count:,}" for split, count in self.images.items())
+        head = f"{self.source}: {len(self.classes)} classes, images: {images or 'none'}"
+        if not self.problems:
+            return f"{head}\nno problems"
+        sums = ", ".join(f"{kind} {count:,}" for kind, count in self.counts.items())
+        lines = [f"{problem.kind}: {problem.message}" for problem in self.problems]
+        return "\n".join([*lines, head, f"{len(self.problems):,} problems: {sums}"])
+
+
+def check(
+    source: str | Path,
+    *,
+    limits: ImageLimits = LIMITS,
+    root: Path | None = None,
+    workers: int = 0,
+    progress: Watcher | None = None,
+) -> CheckReport:
+    """Decode every image and list every problem: kind, place, and one line with the reason and what to do.
+
+    Kinds: ``unreadable``, ``too-large`` (a decompression bomb, or a picture over `limits`), ``absurd-aspect``,
+    ``not-an-image``, ``stray-image``, ``empty-class``, ``one-image-class``, ``class-only-in-val`` (or ``-test``),
+    ``label-out-of-range``, ``bad-row``, ``duplicate-across-splits``, ``duplicate-other-label``.
+
+    Raises:
+        DataError: the source cannot be read at all.
+    """
+    found = take_inventory(source, limits=limits, root=root)
+    items = _items(found)
+    broken = list(_decode(items, limits, workers, progress))
+    unreadable = {problem.path for problem in broken if problem.kind != "absurd-aspect"}
+    groups = same_content([item for item in items if item.name not in unreadable])
+    problems = [*found.problems, *found.label_problems(), *broken, *_leaks(groups), *_contradictions(groups)]
+    return CheckReport(
+        source=name_of(source),
+        problems=tuple(problems),
+        images={split: len(rows.names) for split, rows in found.splits.items()},
+        classes=dict(Counter(item.label for item in items)),
+    )
+
+
+def _items(found: Inventory) -> list[Item]:
+    return [
+        Item(split, name, label, None if rows.pixels is None else rows.pixels[place])
+        for split, rows in found.splits.items()
+        for place, (name, label) in enumerate(zip(rows.names, rows.labels, strict=True))
+    ]
+
+
+def _decode(items: Sequence[Item], limits: ImageLimits, workers: int, progress: Watcher | None) -> Iterator[Problem]:
+    """Problems of the files among `items`, each read once; images in memory were read when they were found."""
+    names = list(dict.fromkeys(item.name for item in items if item.pixels is None))
+    if progress is not None:
+        progress.begin("check", len(names))
+    try:
+        with ProcessPoolExecutor(workers, context(), start_quietly) if workers else nullcontext() as pool:
+            examine = partial(_examine, limits=limits)
+            results: Iterable[Problem | None] = (
+                pool.map(examine, names, chunksize=16) if pool is not None else map(examine, names)
+            )
+            for problem in results:
+                if progress is not None:
+                    progress.advance()
+                if problem is not None:
+                    yield problem
+    finally:
+        if progress is not None:
+            progress.end()
+
+
+def _examine(name: str, limits: ImageLimits) -> Problem | None:
+    try:
+        height, width = read_image(name, limits=limits).shape[1:]
+    except ImageTooLarge as error:
+        return Problem("too-large", name, str(error))
+    except DataError as error:
+        return Problem("unreadable", name, str(error))
+    if max(height, width) < ABSURD_ASPECT * min(height, width):
+        return None
+    message = f"{name_of(name)}: {width} × {height} pixels, of which a model sees a sliver; crop or remove it"
+    return Problem("absurd-aspect", name, message)
+
+
+def _leaks(groups: Iterable[Sequence[Item]]) -> Iterator[Problem]:
+    for copy in across(groups):
+        message = (
+            f"{name_of(copy.name)}: the same picture as {name_of(copy.other_name)} of {copy.other_split}; "
+            f"remove one, or {copy.split} is judged on what was learned by heart"
+        )
+        yield Problem("duplicate-across-splits", copy.name, message)
+
+
+def _contradictions(groups: Iterable[Sequence[Item]]) -> Iterator[Problem]:
+    """Copies within one split that say they are something else than its first copy does."""
+    for group in groups:
+        first: dict[str, Item] = {}
+        for item in group:
+            before = first.setdefault(item.split, item)
+            if item.label != before.label:
+                message = (
+                    f"{name_of(item.name)}: the same picture as {name_of(before.name)}, there called {before.label!r}, "
+                    f"here {item.label!r}; keep the right one"
+                )
+                yield Problem("duplicate-other-label", item.name, message)

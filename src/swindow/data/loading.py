@@ -1,0 +1,234 @@
+"""Batches: the same pixels for the same (seed, epoch, index), whoever reads them and wherever a run was interrupted."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from swindow.data.augment import Augment
+from swindow.data.datasets import Images
+from swindow.data.processes import context, cores, start_quietly
+from swindow.data.seeds import epoch_order, sample_seed, sample_seeds
+from swindow.errors import DataError
+from swindow.images import name_of
+from swindow.preprocess import Preprocess
+
+__all__ = ["BadImages", "Batch", "EpochBatches", "Loader", "TrainView", "eval_loader", "sample_seed", "train_loader"]
+
+MOST_WORKERS = 8
+
+
+class Batch(NamedTuple):
+    """Images as they are before normalising: uint8 ``B C H W``, int64 labels and indices ``B``."""
+
+    images: Tensor
+    labels: Tensor
+    indices: Tensor
+    bad: list[str]
+    """One line for each image that was left out because it cannot be read."""
+
+
+class BadImages:
+    """How many unreadable images were skipped; an image that comes up every epoch counts once a sitting."""
+
+    def __init__(self, most: int, count: int = 0) -> None:
+        self.most = most
+        self.count = count
+        self._seen: set[str] = set()
+
+    def add(self, messages: Sequence[str]) -> None:
+        """Count what a batch left out.
+
+        Raises:
+            DataError: there are more than allowed; the message is that of the image.
+        """
+        for message in messages:
+            self.count += message not in self._seen
+            self._seen.add(message)
+            if self.count > self.most:
+                allowed = f" (skipped {self.count:,} images, {self.most:,} allowed: --max-bad)" if self.most else ""
+                raise DataError(message + allowed)
+
+
+class EpochBatches:
+    """Which samples make which batch: lists of (epoch, index), shuffled by (seed, epoch), from some batch on.
+
+    The last samples that fill no batch are left out, unless there is no full batch at all.
+    """
+
+    def __init__(self, count: int, batch: int, seed: int, epoch: int = 0, start_batch: int = 0) -> None:
+        self.count, self.batch, self.seed = count, batch, seed
+        self.start(epoch, start_batch)
+
+    def start(self, epoch: int, start_batch: int = 0) -> None:
+        """Set what the next iteration gives."""
+        self.epoch, self.start_batch = epoch, start_batch
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch."""
+        return max(self.count // self.batch, 1)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        epoch = self.epoch
+        order = epoch_order(self.count, self.seed, epoch).tolist()
+        for number in range(self.start_batch, len(self)):
+            yield [(epoch, index) for index in order[number * self.batch : (number + 1) * self.batch]]
+
+
+class TrainView:
+    """Training images as the model meets them: (epoch, index) gives one augmented image, a list of them a batch.
+
+    With ``max_bad=0`` the first unreadable image ends it; else batches leave such images out and say so.
+    """
+
+    def __init__(self, images: Images, augment: Augment, seed: int, max_bad: int = 0) -> None:
+        self.images, self.augment, self.seed, self.max_bad = images, augment, seed, max_bad
+
+    def __getitem__(self, key: tuple[int, int]) -> Tensor:
+        """uint8 ``C H W``."""
+        return self._batch([key]).images[0]
+
+    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> Batch | DataError:
+        return _answer(self._batch, keys)
+
+    def _batch(self, keys: Sequence[tuple[int, int]]) -> Batch:
+        epochs, indices = np.asarray(keys, np.int64).T
+        seeds = sample_seeds(self.seed, epochs, indices)
+        if self.images.pixels is not None:
+            pixels = self.augment.batch(self.images.batch(indices), seeds)
+            return _labelled(self.images, pixels, indices)
+        seed_of = dict(zip(indices.tolist(), seeds.tolist(), strict=True))
+        return _read_each(
+            self.images, indices, lambda image, index: self.augment(image, seed_of[index]), lenient=self.max_bad > 0
+        )
+
+
+class EvalView:
+    """Images as they are judged: no randomness, none left out."""
+
+    def __init__(self, images: Images, preprocess: Preprocess) -> None:
+        self.images, self.preprocess = images, preprocess
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch | DataError:
+        return _answer(self._batch, indices)
+
+    def _batch(self, indices: Sequence[int]) -> Batch:
+        places = np.asarray(indices, np.int64)
+        if self.images.pixels is not None:
+            return _labelled(self.images, self.preprocess.resize(self.images.batch(places)), places)
+        limits = self.images.limits
+        resize = lambda image, _: self.preprocess.resize(image, limits=limits)  # noqa: E731
+        return _read_each(self.images, places, resize, lenient=False)
+
+
+class Loader:
+    """Batches from a view, read here or by other processes; errors arrive as they were raised."""
+
+    def __init__(self, view: Any, batch_sampler: Any, workers: int, *, pin_memory: bool = False) -> None:
+        self.batch_sampler = batch_sampler
+        self.workers = workers
+        others: dict[str, Any] = {}
+        if workers:
+            others = {"multiprocessing_context": context(), "worker_init_fn": start_quietly, "persistent_workers": True}
+        self._loader = DataLoader(
+            view,
+            batch_sampler=batch_sampler,
+            num_workers=workers,
+            collate_fn=_as_it_is,
+            generator=torch.Generator(),  # it draws a seed that nobody uses; not from the generator of the model
+            pin_memory=pin_memory,
+            **others,
+        )
+
+    def __len__(self) -> int:
+        """Batches of a whole pass."""
+        return len(self.batch_sampler)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The batches that `batch_sampler` names.
+
+        Raises:
+            DataError: an image that cannot be used, or a reading process that died.
+        """
+        try:
+            for batch in self._loader:
+                if isinstance(batch, Exception):
+                    raise batch
+                yield batch
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise DataError(
+                f"a process that reads images died ({str(error).splitlines()[0]}): out of memory, killed, or begun by "
+                f"a script that lacks `if __name__ == '__main__':`; try --workers 0"
+            ) from error
+
+
+def train_loader(
+    images: Images,
+    augment: Augment,
+    *,
+    batch: int,
+    seed: int,
+    workers: int = -1,
+    max_bad: int = 0,
+    pin_memory: bool = False,
+) -> Loader:
+    """Shuffled, augmented batches; ``loader.batch_sampler.start(epoch, batch)`` says where the next iteration begins.
+
+    ``workers=-1`` decides by the data and the machine.
+    """
+    view = TrainView(images, augment, seed, max_bad)
+    return Loader(view, EpochBatches(len(images), batch, seed), _workers(workers, images), pin_memory=pin_memory)
+
+
+def eval_loader(
+    images: Images, preprocess: Preprocess, *, batch: int, workers: int = -1, pin_memory: bool = False
+) -> Loader:
+    """All images in their order, resized; the first that cannot be read ends it with a `DataError`."""
+    places = list(range(len(images)))
+    batches = [places[start : start + batch] for start in range(0, len(places), batch)]
+    return Loader(EvalView(images, preprocess), batches, _workers(workers, images), pin_memory=pin_memory)
+
+
+def _workers(asked: int, images: Images) -> int:
+    """Images in memory need no help; files get a reader for every core but one."""
+    if asked >= 0:
+        return asked
+    return 0 if images.pixels is not None else min(cores() - 1, MOST_WORKERS)
+
+
+def _answer(make: Any, keys: Sequence[Any]) -> Batch | DataError:
+    """An error is handed over as a value: raised in another process, it would come back as the text of a traceback."""
+    try:
+        return make(keys)
+    except DataError as error:
+        return error.with_traceback(None)
+
+
+def _read_each(images: Images, indices: np.ndarray, finish: Any, *, lenient: bool) -> Batch:
+    done, kept, bad = [], [], []
+    for index in indices.tolist():
+        try:
+            done.append(finish(images.read(index), index))
+            kept.append(index)
+        except DataError as error:
+            name = name_of(images.names[index])
+            named = error if name in str(error) else DataError(f"{name}: {error}")
+            if not lenient:
+                raise named from error
+            bad.append(str(named))
+    if not done:
+        raise DataError(f"not one image of a batch of {len(indices)} can be read; the first: {bad[0]}")
+    return _labelled(images, torch.stack(done), np.asarray(kept), bad)
+
+
+def _labelled(images: Images, pixels: Tensor, indices: np.ndarray, bad: Sequence[str] = ()) -> Batch:
+    return Batch(pixels, torch.from_numpy(images.labels[indices]), torch.from_numpy(np.array(indices)), list(bad))
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch

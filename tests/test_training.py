@@ -1,0 +1,303 @@
+"""`train` end to end on generated pictures: it learns, it resumes to the bit, it refuses what it cannot do."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from pictures import class_folders
+
+import swindow
+from swindow.config import from_dict, loads, read_toml, to_dict
+from swindow.data.augment import AugmentConfig
+from swindow.errors import CheckpointError, ConfigError, DataError, TrainingDiverged
+from swindow.optim import OptimConfig
+from swindow.progress import Silent
+from swindow.training import TrainConfig, default_out, due, train
+
+FIELDS = {"patch": 2, "window": 4, "dim": 16}
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    return class_folders(tmp_path_factory.mktemp("pictures"))
+
+
+@pytest.fixture
+def config(pictures, tmp_path):
+    return TrainConfig(
+        data=str(pictures),
+        out=str(tmp_path / "run"),
+        model="swin_nano",
+        fields=FIELDS,
+        size=16,
+        epochs=2,
+        batch=8,
+        device="cpu",
+        precision="fp32",
+        workers=0,
+        val_fraction=0.25,
+        tensorboard=False,
+        report=False,
+        optim=OptimConfig(name="muon", ema=0.9, warmup=0.1),
+        augment=AugmentConfig(crop="resized", hflip=0.5, jitter=(0.2, 0.2, 0.2, 0.0), mixup=0.2, cutmix=1.0),
+    )
+
+
+def run(config, **changes):
+    resume = changes.pop("resume", False)
+    return train(dataclasses.replace(config, **changes), resume=resume, progress=Silent())
+
+
+def contents(folder):
+    """The bytes of all tensors, and the position without the clock."""
+    files = {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}
+    state = json.loads((folder / "state.json").read_text())
+    return files, {key: value for key, value in state.items() if key != "seconds"}
+
+
+def test_it_learns_three_hues_and_leaves_a_complete_run_folder(config, tmp_path):
+    result = run(
+        config,
+        epochs=12,
+        tensorboard=True,
+        report=True,
+        augment=AugmentConfig(hflip=0.5),
+        optim=OptimConfig(name="adamw", lr=3e-3),
+    )
+    folder = tmp_path / "run"
+    assert result.stopped_by == "finished"
+    assert result.evaluation.accuracy == 1.0
+    assert json.loads((folder / "result.json").read_text())["accuracy"] == 1.0
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if line["kind"] == "train"]
+    assert losses[-1] < 0.7 * losses[0]
+    assert max(line["accuracy"] for line in lines if line["kind"] == "val") == 1.0
+    present = {path.name for path in folder.iterdir()}
+    assert present >= {"config.toml", "environment.json", "split.json", "tensorboard", "best", "last", "report.html"}
+    assert not {name for name in present if ".tmp" in name or ".old" in name or name == ".lock"}
+    assert swindow.load(folder).classes == ("blue", "green", "red")
+
+
+def test_the_config_of_a_run_runs_again(config, tmp_path):
+    run(config, max_steps=1)
+    again = from_dict(TrainConfig, read_toml(tmp_path / "run" / "config.toml"))
+    assert again == dataclasses.replace(config, max_steps=1)
+
+
+@pytest.mark.parametrize("changes", [{}, {"optim": OptimConfig(name="adamw", accumulate=2, clip=1.0)}])
+def test_two_and_two_steps_are_four_to_the_bit(config, tmp_path, changes):
+    run(config, out=str(tmp_path / "whole"), max_steps=4, **changes)
+    run(config, out=str(tmp_path / "parts"), max_steps=2, **changes)
+    run(config, out=str(tmp_path / "parts"), max_steps=4, resume=True, **changes)
+    assert contents(tmp_path / "parts" / "last") == contents(tmp_path / "whole" / "last")
+
+
+def test_workers_change_nothing(config, tmp_path):
+    run(config, out=str(tmp_path / "alone"))
+    run(config, out=str(tmp_path / "helped"), workers=2, max_steps=3)
+    run(config, out=str(tmp_path / "helped"), workers=1, resume=True)
+    assert contents(tmp_path / "helped" / "last") == contents(tmp_path / "alone" / "last")
+    assert contents(tmp_path / "helped" / "best") == contents(tmp_path / "alone" / "best")
+
+
+def test_checkpointing_changes_nothing(config, tmp_path):
+    run(config, out=str(tmp_path / "plain"), max_steps=2)
+    run(config, out=str(tmp_path / "thrifty"), max_steps=2, checkpointing=True)
+    assert contents(tmp_path / "thrifty" / "last") == contents(tmp_path / "plain" / "last")
+
+
+def test_another_seed_changes_everything(config, tmp_path):
+    run(config, out=str(tmp_path / "a"), max_steps=1)
+    run(config, out=str(tmp_path / "b"), max_steps=1, seed=1)
+    assert contents(tmp_path / "a" / "last")[0] != contents(tmp_path / "b" / "last")[0]
+
+
+def test_resuming_a_finished_run_judges_it_again(config):
+    first = run(config)
+    again = run(config, resume=True)
+    assert again.step == first.step
+    assert again.evaluation.accuracy == first.evaluation.accuracy
+
+
+def test_resume_takes_the_newest_intact_state_whatever_the_file_times(config, tmp_path):
+    run(config, max_steps=2)
+    last = tmp_path / "run" / "last"
+    older = last.with_name("last.old-0")
+    older.mkdir()
+    for path in last.iterdir():
+        (older / path.name).write_bytes(path.read_bytes())
+    run(config, max_steps=3, resume=True)
+    assert not older.exists()
+    assert json.loads((last / "state.json").read_text())["step"] == 3
+
+
+def test_a_damaged_state_is_never_used(config, tmp_path):
+    run(config, max_steps=2)
+    path = tmp_path / "run" / "last" / "training.safetensors"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="damaged"):
+        run(config, resume=True)
+
+
+def test_an_existing_run_is_not_overwritten(config):
+    run(config, max_steps=1)
+    with pytest.raises(ConfigError, match="--resume"):
+        run(config)
+
+
+def test_resume_with_other_settings_lists_the_differences(config):
+    run(config, max_steps=1)
+    with pytest.raises(ConfigError, match=r"optim\.lr: 0\.001 then, 0\.5 now"):
+        run(config, resume=True, optim=dataclasses.replace(config.optim, lr=0.5))
+    run(config, resume=True, max_steps=2, workers=1)
+
+
+def test_a_folder_in_use_is_refused_and_a_dead_ones_lock_is_taken_over(config, tmp_path):
+    import socket
+
+    (tmp_path / "run").mkdir()
+    lock = tmp_path / "run" / ".lock"
+    lock.write_text(f"{socket.gethostname()} {os.getppid()}")
+    with pytest.raises(ConfigError, match="in use by process"):
+        run(config, max_steps=1)
+    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
+    lock.write_text(f"{socket.gethostname()} {int(dead.stdout)}")
+    assert run(config, max_steps=1).step == 1
+
+
+def test_an_unwritable_place_is_refused_before_any_work(config, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="cannot write here"):
+        run(config, out=str(tmp_path / "file" / "run"))
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_weights_move(config, tmp_path, monkeypatch):
+    run(config, max_steps=2)
+    before = contents(tmp_path / "run" / "last")
+    monkeypatch.setattr(
+        "swindow.heads.classify.F.cross_entropy", lambda logits, *_, **__: logits.sum() * float("nan")
+    )
+    with pytest.raises(TrainingDiverged, match="step 2: cross_entropy is not finite"):
+        run(config, resume=True)
+    assert contents(tmp_path / "run" / "last") == before
+
+
+def test_bad_images_stop_training_or_are_counted(config, tmp_path):
+    data = class_folders(tmp_path / "data")
+    bad = data / "red" / "005.png"
+    bad.write_bytes(bad.read_bytes()[:200])
+    config = dataclasses.replace(config, data=str(data), val_fraction=0.1)
+    for seed in range(4):  # the bad one must be in train, not in val
+        changes = {"seed": seed, "out": str(tmp_path / f"run-{seed}")}
+        if "005.png" not in json.dumps(split_of(config, seed)["val"]):
+            break
+    with pytest.raises(DataError, match=r"005\.png"):
+        run(config, **changes)
+    result = run(config, **{**changes, "out": str(tmp_path / "skips")}, max_bad=1)
+    assert result.stopped_by == "finished"
+    assert json.loads((tmp_path / "skips" / "result.json").read_text())["skipped_images"] == 1
+
+
+def split_of(config, seed):
+    from swindow.data import open_data
+
+    source = open_data(config.data, seed=seed, val_fraction=config.val_fraction)
+    return {"val": list(source.split("val").names)}
+
+
+def test_patience_and_time_end_a_run_early(config, tmp_path):
+    frozen = OptimConfig(name="adamw", lr=0.0, weight_decay=0.0)
+    result = run(config, epochs=9, patience=2, optim=frozen, out=str(tmp_path / "patience"))
+    assert (result.stopped_by, result.step) == ("patience", 3 * 3)
+    result = run(config, epochs=9, max_minutes=1e-6, out=str(tmp_path / "time"))
+    assert (result.stopped_by, result.step) == ("max_minutes", 1)
+    assert result.evaluation is not None
+
+
+def test_fine_tuning_takes_the_body_and_leaves_a_head_of_other_classes(config, tmp_path):
+    run(config, max_steps=2)
+    two = class_folders(tmp_path / "two", classes=("red", "green"))
+    said = []
+    watcher = Silent()
+    watcher.say = said.append
+    frozen = OptimConfig(name="adamw", lr=0.0, weight_decay=0.0)
+    tuned = dataclasses.replace(
+        config, data=str(two), out=str(tmp_path / "tuned"), weights=str(tmp_path / "run"), max_steps=1, optim=frozen
+    )
+    train(tuned, progress=watcher)
+    assert any("the head is new" in line for line in said)
+    before, after = swindow.load(tmp_path / "run"), swindow.load(tmp_path / "tuned")
+    for name, tensor in after.backbone.state_dict().items():
+        assert torch.equal(tensor, before.backbone.state_dict()[name])
+    assert after.classes == ("green", "red")
+
+
+def test_weights_of_another_shape_are_refused(config, tmp_path):
+    run(config, max_steps=1)
+    with pytest.raises(CheckpointError, match="does not fit this model"):
+        run(config, out=str(tmp_path / "other"), weights=str(tmp_path / "run"), fields={**FIELDS, "window": 2})
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_finishes_the_step_saves_and_exits(config, tmp_path, number):
+    config = dataclasses.replace(config, epochs=10_000)
+    toml = tmp_path / "config.toml"
+    toml.write_text(swindow_toml(config))
+    command = [sys.executable, "-m", "swindow", "train", "--config", str(toml)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        wait_for(tmp_path / "run" / "metrics.jsonl")
+        process.send_signal(number)
+        _, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 128 + number, said
+    assert "--resume goes on" in said
+    assert "Traceback" not in said
+    step = json.loads((tmp_path / "run" / "last" / "state.json").read_text())["step"]
+    assert step > 0
+    assert run(config, resume=True, max_steps=step + 1).step == step + 1
+
+
+def swindow_toml(config):
+    from swindow.config import dumps
+
+    assert from_dict(TrainConfig, loads(dumps(config))) == config
+    return dumps(config)
+
+
+def wait_for(path, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} did not appear"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"epochs": 0}, {"batch": 0}, {"size": 0}, {"val_fraction": 1.0}, {"workers": -2}, {"max_bad": -1}]
+)
+def test_settings_that_cannot_be(wrong):
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        TrainConfig(**wrong)
+
+
+def test_due_and_default_out(tmp_path, monkeypatch):
+    assert [step for step in range(1, 8) if due(step, 3, 7)] == [3, 6, 7]
+    monkeypatch.chdir(tmp_path)
+    config = TrainConfig(data="photos/cats", model="swin_nano")
+    assert default_out(config) == "runs/cats-swin_nano"
+    (tmp_path / "runs" / "cats-swin_nano").mkdir(parents=True)
+    assert default_out(config) == "runs/cats-swin_nano-2"
+
+
+def test_none_and_every_setting_round_trip_through_toml(config):
+    assert to_dict(config)["weights"] is None
+    assert 'weights = "@none"' in swindow_toml(config)
