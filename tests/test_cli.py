@@ -10,7 +10,7 @@ from pictures import class_folders
 
 from swindow import cli
 
-TINY = "--model swin_nano --fields patch 2 window 4 dim 16 --size 16 --batch 8 --device cpu --workers 0".split()
+TINY = "--model swin_nano --fields patch 2 window 4 dim 12 --size 16 --batch 8 --device cpu --workers 0".split()
 
 
 def call(*words):

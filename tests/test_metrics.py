@@ -1,12 +1,14 @@
 """Metrics against brute force in numpy."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
 from swindow import metrics
 from swindow.errors import ConfigError, MissingExtra
-from swindow.metrics import ClassificationMetrics, class_scores, reliability
+from swindow.metrics import ClassificationMetrics, accuracy_interval, class_scores, reliability
 
 
 def random_answers(count: int, classes: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -76,7 +78,8 @@ def test_low_precision_logits_are_measured_in_fp32():
 
 def test_scores_of_each_class():
     confusion = np.array([[3, 1, 0, 0], [2, 4, 0, 0], [0, 0, 0, 0], [0, 5, 0, 0]])
-    a, b, absent, missed = class_scores(confusion, ["a", "b", "absent", "missed"])
+    names = ["a", "b", "absent", "missed"]
+    a, b, absent, missed = (dataclasses.astuple(score) for score in class_scores(confusion, names))
     assert a == ("a", 4, 3 / 5, 3 / 4, pytest.approx(2 / (5 / 3 + 4 / 3)))
     assert b == ("b", 6, 4 / 10, 4 / 6, pytest.approx(2 / (10 / 4 + 6 / 4)))
     assert absent == ("absent", 0, None, None, None)
@@ -94,7 +97,20 @@ def test_reliability_bins_add_up_to_the_calibration_error():
 
 def test_full_confidence_belongs_to_the_last_bin():
     (only,) = reliability(np.array([[1.0, 0.0]]), np.array([0]))
-    assert only == (pytest.approx(14 / 15), 1.0, 1, 1.0, 1.0)
+    assert dataclasses.astuple(only) == (pytest.approx(14 / 15), 1.0, 1, 1.0, 1.0)
+
+
+def test_accuracy_interval_is_wilsons():
+    # Newcombe 1998, Statistics in Medicine 17, table I, method 3: 81 of 263, 15 of 148, 0 of 20, 1 of 29.
+    published = {
+        (81, 263): (0.2553, 0.3662),
+        (15, 148): (0.0624, 0.1605),
+        (0, 20): (0, 0.1611),
+        (1, 29): (0.0061, 0.1718),
+    }
+    for (right, count), interval in published.items():
+        assert accuracy_interval(right, count) == pytest.approx(interval, abs=5e-5)
+    assert accuracy_interval(20, 20) == pytest.approx((1 - 0.1611, 1), abs=5e-5)
 
 
 def test_refuses_what_cannot_be_measured():

@@ -9,6 +9,7 @@ import swindow
 from swindow.errors import CheckpointError, ConfigError
 from swindow.optim import OptimConfig, Optimizer, moving_average, schedule
 
+OFF = torch.amp.GradScaler("cpu", enabled=False)
 TINY = {"dim": 16, "depths": (1, 2), "num_heads": (1, 2), "window": 4, "drop_path": 0.0}
 
 
@@ -22,26 +23,31 @@ def learn(model, optimizer, steps):
     images, targets = torch.randn(4, 1, 16, 16, generator=torch.Generator().manual_seed(1)), torch.tensor([0, 1, 2, 0])
     for _ in range(steps):
         model.head.loss(model.outputs(images), targets)["cross_entropy"].backward()
-        for part in optimizer.parts:
-            part.step()
-            part.zero_grad()
+        optimizer.collect(OFF)
+        optimizer.step(OFF)
 
 
-def names(model, groups):
-    known = {id(parameter): name for name, parameter in model.named_parameters()}
-    return {known[id(parameter)] for group in groups for parameter in group["params"]}
+def names(optimizer, groups):
+    return {optimizer.names[id(parameter)] for group in groups for parameter in group["params"]}
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_every_parameter_is_in_exactly_one_group(model, name):
     groups = list(Optimizer(model, OptimConfig(name=name)).groups())
-    listed = [id(parameter) for group in groups for parameter in group["params"]]
-    assert sorted(listed) == sorted(id(parameter) for parameter in model.parameters())
+    places = [span(parameter) for group in groups for parameter in group["params"]]
+    assert len(places) == len(set(places))
+    assert sum(size for _, size in places) == sum(parameter.numel() for parameter in model.parameters())
+    assert {place for place, _ in places} >= {span(parameter)[0] for parameter in model.parameters()}
+
+
+def span(tensor):
+    """Where a tensor's values lie in memory, and how many they are."""
+    return tensor.data_ptr(), tensor.numel()
 
 
 def test_norms_biases_and_bias_tables_do_not_decay(model):
-    groups = Optimizer(model, OptimConfig(weight_decay=0.1)).groups()
-    free = names(model, [group for group in groups if group["weight_decay"] == 0])
+    optimizer = Optimizer(model, OptimConfig(weight_decay=0.1))
+    free = names(optimizer, [group for group in optimizer.groups() if group["weight_decay"] == 0])
     expected = {
         name
         for name, _ in model.named_parameters()
@@ -51,15 +57,28 @@ def test_norms_biases_and_bias_tables_do_not_decay(model):
 
 
 def test_muon_takes_the_matrices_between_layers_and_nothing_else(model):
-    muon = Optimizer(model, OptimConfig(name="muon")).parts[0]
-    assert isinstance(muon, torch.optim.Muon)
-    taken = names(model, muon.param_groups)
-    assert taken == {
-        name
-        for name, parameter in model.named_parameters()
-        if any(part in name for part in ("qkv.weight", "proj.weight", "fc1.weight", "fc2.weight", "reduction.weight"))
-        and parameter.ndim == 2
-    }
+    optimizer = Optimizer(model, OptimConfig(name="muon"))
+    assert isinstance(optimizer.parts[0], torch.optim.Muon)
+    plain = ("attn.proj.weight", "fc1.weight", "fc2.weight", "reduction.weight")
+    expected = {name for name, _ in model.named_parameters() if name.endswith(plain)}
+    queries = [name for name, _ in model.named_parameters() if name.endswith("qkv.weight")]
+    expected |= {f"{name}.{letter}" for name in queries for letter in "qkv"}
+    assert names(optimizer, optimizer.parts[0].param_groups) == expected
+
+
+def test_muon_moves_queries_keys_and_values_as_three_matrices(model):
+    optimizer = Optimizer(model, OptimConfig(name="muon", muon_lr=0.1))
+    weight = model.backbone.stages[0].blocks[0].attn.qkv.weight
+    alone = [torch.nn.Parameter(third.clone()) for third in weight.detach().chunk(3)]
+    images = torch.randn(4, 1, 16, 16, generator=torch.Generator().manual_seed(1))
+    model.head.loss(model.outputs(images), torch.tensor([0, 1, 2, 0]))["cross_entropy"].backward()
+    for third, gradient in zip(alone, weight.grad.chunk(3), strict=True):
+        third.grad = gradient.clone()
+    torch.optim.Muon(alone, lr=0.1, weight_decay=0.05, adjust_lr_fn="original").step()
+    optimizer.collect(OFF)
+    optimizer.step(OFF)
+    assert torch.equal(weight.detach(), torch.cat(alone).detach())
+    assert weight.grad is None
 
 
 def test_layer_decay_falls_towards_the_input(model):
@@ -70,7 +89,9 @@ def test_layer_decay_falls_towards_the_input(model):
     assert rates["head.linear.weight"] == 1.0
     assert rates["backbone.stages.1.blocks.1.mlp.fc1.weight"] == 0.5
     assert rates["backbone.stages.1.blocks.0.mlp.fc1.weight"] == 0.25
-    assert rates["backbone.stages.0.merge.reduction.weight"] == rates["backbone.stages.0.blocks.0.norm1.weight"] == 0.125
+    assert (
+        rates["backbone.stages.0.merge.reduction.weight"] == rates["backbone.stages.0.blocks.0.norm1.weight"] == 0.125
+    )
     assert rates["backbone.patch_embed.proj.weight"] == 0.0625
 
 
@@ -116,7 +137,7 @@ def test_clipping_scales_to_the_norm_and_reports_the_old_one(model):
     optimizer = Optimizer(model, OptimConfig(clip=0.5))
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
-    before = optimizer.clip()
+    before = optimizer.collect(OFF)
     after = math.sqrt(sum(float(parameter.grad.square().sum()) for parameter in model.parameters()))
     assert float(before) == pytest.approx(math.sqrt(sum(parameter.numel() for parameter in model.parameters())))
     assert after == pytest.approx(0.5, rel=1e-4)

@@ -20,7 +20,7 @@ from swindow.optim import OptimConfig
 from swindow.progress import Silent
 from swindow.training import TrainConfig, default_out, due, train
 
-FIELDS = {"patch": 2, "window": 4, "dim": 16}
+FIELDS = {"patch": 2, "window": 4, "dim": 12}
 
 
 @pytest.fixture(scope="module")
@@ -182,9 +182,7 @@ def test_an_unwritable_place_is_refused_before_any_work(config, tmp_path):
 def test_a_loss_that_is_not_finite_stops_before_the_weights_move(config, tmp_path, monkeypatch):
     run(config, max_steps=2)
     before = contents(tmp_path / "run" / "last")
-    monkeypatch.setattr(
-        "swindow.heads.classify.F.cross_entropy", lambda logits, *_, **__: logits.sum() * float("nan")
-    )
+    monkeypatch.setattr("swindow.heads.classify.F.cross_entropy", lambda logits, *_, **__: logits.sum() * float("nan"))
     with pytest.raises(TrainingDiverged, match="step 2: cross_entropy is not finite"):
         run(config, resume=True)
     assert contents(tmp_path / "run" / "last") == before

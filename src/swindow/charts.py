@@ -19,17 +19,19 @@ LEFT, RIGHT, TOP, BOTTOM = 46, 10, 26, 26
 MOST_POINTS = 160
 MOST_CLASSES = 100
 
+Number = int | float
+
 
 class Series(NamedTuple):
     """A line: its name, the class that colours it, and points of finite x and y in rising x."""
 
     name: str
     style: str
-    points: Sequence[tuple[float, float]]
+    points: Sequence[tuple[Number, Number]]
 
 
 def line_chart(
-    title: str, series: Sequence[Series], *, form: Callable[[float], str], floor: float | None = None
+    title: str, series: Sequence[Series], *, form: Callable[[Number], str], floor: Number | None = None
 ) -> str:
     """Lines over steps; the y axis starts at `floor` where one is given, and `form` writes its values.
 
@@ -120,23 +122,25 @@ def shown_classes(confusion: np.ndarray, most: int = MOST_CLASSES) -> list[int]:
 class _Scale(NamedTuple):
     """Values to places on the page."""
 
-    low: float
-    high: float
-    start: float
-    end: float
+    low: Number
+    high: Number
+    start: Number
+    end: Number
 
-    def __call__(self, value: float) -> float:
+    def __call__(self, value: Number) -> float:
         return self.start + (value - self.low) / ((self.high - self.low) or 1.0) * (self.end - self.start)
 
 
-def _column_name(x: float, y: float, name: str, size: float, *, turned: bool) -> str:
+def _column_name(x: Number, y: Number, name: str, size: Number, *, turned: bool) -> str:
     if not turned:
         return _text(x, y, name, "middle", size)
     turn = f"translate({x + size * 0.35:.5g} {y:.5g}) rotate(-90)"
     return _tag("text", html.escape(name), cls="label", font_size=f"{size:g}", transform=turn)
 
 
-def _cell(corner: tuple[float, float], side: float, count: int, share: float, said: str, *, right: bool) -> list[str]:
+def _cell(
+    corner: tuple[Number, Number], side: Number, count: int, share: Number, said: str, *, right: bool
+) -> list[str]:
     left, top = corner
     strength = 0.12 + 0.88 * share  # so that a single mistake among a hundred is still seen
     told = f"{said}: {count} ({share:.1%})"
@@ -169,14 +173,14 @@ def _legend(lines: Sequence[Series]) -> list[str]:
     return parts
 
 
-def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+def _thinned(points: Sequence[tuple[Number, Number]]) -> list[tuple[Number, Number]]:
     if len(points) <= MOST_POINTS:
         return list(points)
     parts = np.array_split(np.asarray(points, dtype=np.float64), MOST_POINTS)
     return [(float(part[:, 0].mean()), float(part[:, 1].mean())) for part in parts]
 
 
-def _ticks(low: float, high: float, about: int = 4) -> list[float]:
+def _ticks(low: Number, high: Number, about: int = 4) -> list[Number]:
     """Round values from at most `low` up to at least about `high`, a step of 1, 2 or 5 times a power of ten apart."""
     span = high - low or abs(high) or 1.0
     power = 10 ** math.floor(math.log10(span / about))
@@ -185,7 +189,7 @@ def _ticks(low: float, high: float, about: int = 4) -> list[float]:
     return [index * step for index in range(first, max(last, first + 1) + 1)]
 
 
-def _short_count(value: float) -> str:
+def _short_count(value: Number) -> str:
     return f"{value / 1000:g}k" if value >= 10_000 else f"{value:g}"
 
 
@@ -193,22 +197,22 @@ def _cut(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - 1].rstrip() + "…"
 
 
-def _horizontal(height: float, text: str, right: float = WIDTH - RIGHT) -> str:
+def _horizontal(height: Number, text: str, right: Number = WIDTH - RIGHT) -> str:
     rule = _tag("line", cls="grid", x1=LEFT, y1=height, x2=right, y2=height)
     return rule + _text(LEFT - 6, height + 4, text, "end")
 
 
-def _text(x: float, y: float, text: str, anchor: str, size: float = 11) -> str:
+def _text(x: Number, y: Number, text: str, anchor: str, size: Number = 11) -> str:
     return _tag("text", html.escape(text), cls="label", x=x, y=y, text_anchor=anchor, font_size=f"{size:g}")
 
 
-def _box(x: float, y: float, width: float, height: float, cls: str, said: str, strength: float = 1.0) -> str:
+def _box(x: Number, y: Number, width: Number, height: Number, cls: str, said: str, strength: Number = 1.0) -> str:
     shade = {} if strength == 1.0 else {"fill_opacity": f"{strength:g}"}
     title = _tag("title", html.escape(said))
     return _tag("rect", title, cls=cls, x=x, y=y, width=width, height=height, **shade)
 
 
-def _svg(said: str, width: float, height: float, parts: Sequence[str], *, fixed: bool = False) -> str:
+def _svg(said: str, width: Number, height: Number, parts: Sequence[str], *, fixed: bool = False) -> str:
     """The whole picture; `fixed` keeps its size where others shrink with the page."""
     size = {"width": f"{width:g}", "height": f"{height:g}"} if fixed else {"style": f"max-width:{width * 1.4:g}px"}
     box = f"0 0 {width:g} {height:g}"

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from swindow._version import __version__
-from swindow.errors import SwindowError, UnknownName
+from swindow.errors import ConfigError, SwindowError, UnknownName
 
 if TYPE_CHECKING:
+    from swindow.model import Model
     from swindow.training import TrainConfig
 
 HELP = """\
@@ -33,6 +34,7 @@ DATA is a folder of class folders (with or without train/ and val/), a folder of
 a CSV or Parquet table of path and label, a torchvision dataset's name, or digits."""
 
 Arguments = TypeVar("Arguments")
+USUAL, SMALL = 224, 32  # pixels: what models are counted at when nobody says
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -199,7 +201,7 @@ def info_command(words: list[str]) -> int:
     """Parameters, multiply-accumulates and stages of a model."""
     import tyro
 
-    from swindow.counting import describe
+    from swindow.counting import count, stage_table
 
     @dataclasses.dataclass(frozen=True)
     class Info:
@@ -215,7 +217,15 @@ def info_command(words: list[str]) -> int:
         """Image channels, for a model by name."""
 
     asked = parse(Info, words, prog="swindow info")
-    print(describe(asked.name, size=asked.size, num_classes=asked.classes, in_channels=asked.channels))
+    model = _model_to_count(asked.name, asked.classes, asked.channels)
+    counts = count(model, _size_to_count(asked.size, model))
+    height, width = counts.size
+    print(
+        f"{asked.name}: {counts.parameters:,} parameters; for one {height}x{width} image "
+        f"{counts.macs / 1e9:.3f} G multiply-accumulates (norms counted, as the papers do; {counts.product_macs / 1e9:.3f} "
+        f"without) and {counts.activations / 1e6:.2f} M activations\n"
+    )
+    print(stage_table(counts))
     return 0
 
 
@@ -223,7 +233,8 @@ def models_command(words: list[str]) -> int:
     """The models that there are."""
     import tyro
 
-    from swindow.counting import overview
+    from swindow.counting import count
+    from swindow.model import models
 
     @dataclasses.dataclass(frozen=True)
     class Models:
@@ -232,7 +243,15 @@ def models_command(words: list[str]) -> int:
         pattern: Annotated[str, tyro.conf.Positional] = "*"
         """Such as swin_*."""
 
-    print(overview(parse(Models, words, prog="swindow models").pattern))
+    pattern = parse(Models, words, prog="swindow models").pattern
+    names = models(pattern)
+    if not names:
+        raise UnknownName("model", pattern, models())
+    for name in names:
+        model = _model_to_count(name, 1000, 3)
+        size = SMALL if model.backbone.config.patch < 4 else USUAL
+        counts = count(model, size)
+        print(f"{name:12} {counts.parameters / 1e6:6.1f} M parameters  {counts.macs / 1e9:7.2f} G MACs at {size} px")
     return 0
 
 
@@ -278,6 +297,29 @@ def parse(shape: type[Arguments], words: list[str], *, prog: str, default: Argum
 
     options = {} if default is None else {"default": default}
     return tyro.cli(shape, args=words, prog=prog, config=(tyro.conf.FlagCreatePairsOff,), **options)
+
+
+def _model_to_count(name: str, classes: int, channels: int) -> "Model":
+    """A model by name, without memory for its weights, or the one in a file."""
+    import torch
+
+    from swindow.checkpoints import load
+    from swindow.model import build, models
+
+    if name not in models() and Path(name).exists():
+        return load(name)
+    with torch.device("meta"):
+        return build(name, num_classes=classes, in_channels=channels)
+
+
+def _size_to_count(asked: tuple[int, ...], model: "Model") -> tuple[int, int]:
+    if len(asked) > 2 or any(side < 1 for side in asked):
+        raise ConfigError(f"size {asked} is neither a side nor a height and a width in pixels")
+    if asked:
+        return asked[0], asked[-1]
+    if model.preprocess is not None:
+        return model.preprocess.size
+    return (SMALL, SMALL) if model.backbone.config.patch < 4 else (USUAL, USUAL)
 
 
 def _train_arguments() -> Any:

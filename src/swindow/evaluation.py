@@ -4,7 +4,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +21,8 @@ from swindow.model import Model
 from swindow.progress import Progress, Silent
 
 
-class Confusion(NamedTuple):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Confusion:
     """How often images of one class were taken for another."""
 
     truth: str
@@ -70,7 +71,7 @@ class Evaluation:
         rows, columns = np.nonzero(wrong)
         order = np.argsort(-wrong[rows, columns], kind="stable")
         return [
-            Confusion(self.classes[row], self.classes[column], int(wrong[row, column]))
+            Confusion(truth=self.classes[row], predicted=self.classes[column], count=int(wrong[row, column]))
             for row, column in zip(rows[order], columns[order], strict=True)
         ]
 
@@ -79,8 +80,8 @@ class Evaluation:
         figures = ("split", "count", "accuracy", "top5", "loss", "calibration_error")
         return {
             **{name: getattr(self, name) for name in figures},
-            "per_class": [score._asdict() for score in self.per_class],
-            "confusions": [pair._asdict() for pair in self.confusions()[:most]],
+            "per_class": [dataclasses.asdict(score) for score in self.per_class],
+            "confusions": [dataclasses.asdict(pair) for pair in self.confusions()[:most]],
         }
 
     def table(self, *, most: int = 40) -> str:
@@ -119,9 +120,9 @@ def evaluate(
 ) -> Evaluation:
     """Ask a model about every image of a split and compare with the labels.
 
-    Images are judged as they are given. Data that is opened by name is judged on `split`; without one, on its test split,
-    else its validation split, else all of it. Without data, a run is judged on what it was trained with, divided as it
-    was then. Classes are matched by name.
+    Images are judged as they are given. Data that is opened by name is judged on `split`; without one, on its test
+    split, else its validation split, else all of it. Without data, a run is judged on what it was trained with, divided
+    as it was then. Classes are matched by name.
 
     Raises:
         DataError: an image that cannot be read, no such split, or classes that the model does not have.

@@ -129,7 +129,7 @@ def read_image(source: Source, *, channels: int = 3, limits: ImageLimits = LIMIT
         _refuse_damage(image)
         with _pillow_limits(limits) if image.format == "TIFF" else contextlib.nullcontext():
             image.load()
-        return _to_tensor(_plain(_upright(image)).convert("L" if channels == 1 else "RGB"))
+        return _to_tensor(_in_mode(_plain(_upright(image)), "L" if channels == 1 else "RGB"))
 
 
 def probe_image(source: str | Path | bytes, *, limits: ImageLimits = LIMITS) -> ImageHeader:
@@ -290,10 +290,14 @@ def _plain(image: Image.Image) -> Image.Image:
         to_rgb = ImageCms.buildTransform(ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), "LAB", "RGB")
         return cast(Image.Image, ImageCms.applyTransform(image, to_rgb))
     if mode in ("1", "L"):
-        return image.convert("L")
+        return _in_mode(image, "L")
     if mode in ("P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV"):
-        return image.convert("RGB")
+        return _in_mode(image, "RGB")
     raise ValueError(f"pixels of mode {mode!r}; convert the image to RGB")
+
+
+def _in_mode(image: Image.Image, mode: str) -> Image.Image:
+    return image if image.mode == mode else image.convert(mode)  # convert copies even where there is nothing to do
 
 
 def _to_tensor(image: Image.Image) -> UInt8[Tensor, "C h w"]:

@@ -1,6 +1,5 @@
 """The bricks that backbones are built from."""
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -12,7 +11,7 @@ from swindow.ops.windows import count, pad_to_windows
 class Linear(nn.Linear):
     """`nn.Linear` for token maps, through `swindow.ops.linear`."""
 
-    def forward(self, input: Float[Tensor, "B H W I"]) -> Float[Tensor, "B H W O"]:
+    def forward(self, input: Float[Tensor, "... I"]) -> Float[Tensor, "... O"]:
         return linear(input, self.weight, self.bias)
 
 
@@ -71,7 +70,7 @@ class PatchEmbed(nn.Module):
 
 
 class PatchMerge(nn.Module):
-    """Halve the grid and double the channels: each 2x2 cell of tokens, concatenated, normed, projected (section 3.1)."""
+    """Halve the grid and double the channels: each 2x2 cell of tokens joined, normed, projected (section 3.1)."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -88,7 +87,7 @@ class PatchMerge(nn.Module):
 
 
 def init_weights(module: nn.Module) -> None:
-    """For `nn.Module.apply`: linear weights from a normal of deviation 0.02 cut at two units, biases zero, norms one."""
+    """For `nn.Module.apply`: linear weights from a normal of deviation 0.02 cut at ±2, biases zero, norms one."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:

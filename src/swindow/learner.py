@@ -167,15 +167,11 @@ class Learner:
             )
 
     def _apply_gradients(self) -> Tensor:
-        """Unscale, clip, step, average; a non-finite gradient never reaches the optimiser."""
-        for part in self.optimizer.parts:
-            self.scaler.unscale_(part)
-        norm = self.optimizer.clip()
+        """Collect, step, average; a non-finite gradient never reaches the optimiser."""
+        norm = self.optimizer.collect(self.scaler)
         if not self.scaler.is_enabled():  # the scaler itself skips a step that overflowed and lowers its scale
             self._refuse_nonfinite({"the gradient": norm})
-        for part in self.optimizer.parts:
-            self.scaler.step(part)
-            part.zero_grad(set_to_none=True)
+        self.optimizer.step(self.scaler)
         self.scaler.update()
         if self.average is not None:
             self.average.update_parameters(self.model)

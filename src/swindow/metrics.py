@@ -1,8 +1,9 @@
 """How good a classifier's answers are: accuracy, per-class scores, confusion, calibration (torchmetrics inside)."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,8 @@ BINS = 15
 """Equal bins of confidence in the calibration error, as in Guo et al. 2017, section 4."""
 
 
-class ClassScore(NamedTuple):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClassScore:
     """One class: how many images are of it and how well they are told from the others, None where nothing counts."""
 
     name: str
@@ -26,7 +28,8 @@ class ClassScore(NamedTuple):
     f1: float | None
 
 
-class Bin(NamedTuple):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Bin:
     """Answers whose confidence lies in [low, high): how many, their mean confidence and how many of them are right."""
 
     low: float

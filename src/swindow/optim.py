@@ -63,12 +63,17 @@ class OptimConfig:
 
 
 class Optimizer:
-    """One or two torch optimisers that step as one, with rates set from outside and state by parameter name."""
+    """One or two torch optimisers that step as one, with rates set from outside and state by parameter name.
+
+    To Muon, qkv's weight is three matrices: its update is orthogonal per matrix, and queries, keys and values have
+    nothing to be orthogonal about. The three are parameters of their own that share the weight's memory.
+    """
 
     def __init__(self, model: Model, config: OptimConfig) -> None:
         self.config = config
-        self.names = {id(parameter): name for name, parameter in model.named_parameters()}
-        muon, adamw = _groups(model, config)
+        self.thirds: list[tuple[nn.Parameter, list[nn.Parameter]]] = []
+        self.names: dict[int, str] = {}
+        muon, adamw = self._groups(model, config)
         self.parts: list[torch.optim.Optimizer] = []
         if muon:
             self.parts.append(
@@ -89,15 +94,29 @@ class Optimizer:
         for part in self.parts:
             yield from part.param_groups
 
+    def step(self, scaler: torch.amp.GradScaler) -> None:
+        """Move the weights and forget the gradients; `collect` comes first."""
+        for part in self.parts:
+            scaler.step(part)
+            part.zero_grad(set_to_none=True)
+        for whole, _ in self.thirds:
+            whole.grad = None
+
+    def collect(self, scaler: torch.amp.GradScaler) -> Tensor:
+        """Unscale the gradients and scale them down to the configured norm, if any; return the norm they had."""
+        for whole, thirds in self.thirds:
+            if whole.grad is not None:
+                for third, gradient in zip(thirds, whole.grad.chunk(3), strict=True):
+                    third.grad = gradient
+        for part in self.parts:
+            scaler.unscale_(part)
+        parameters = [parameter for group in self.groups() for parameter in group["params"]]
+        return nn.utils.clip_grad_norm_(parameters, self.config.clip or math.inf)
+
     def set_rate(self, share: float) -> None:
         """Set every group's rate to `share` of its peak."""
         for group in self.groups():
             group["lr"] = group["peak"] * share
-
-    def clip(self) -> Tensor:
-        """Scale all gradients down to the configured norm, if any; return the norm they had."""
-        parameters = [parameter for group in self.groups() for parameter in group["params"]]
-        return nn.utils.clip_grad_norm_(parameters, self.config.clip or math.inf)
 
     def state(self) -> dict[str, Tensor]:
         """All state as tensors, named ``parameter/quantity``."""
@@ -128,6 +147,34 @@ class Optimizer:
             on_cpu = key == "step" and parameter.device.type == "cpu"
             part.state[parameter][key] = tensor if on_cpu else tensor.to(parameter.device)
 
+    def _groups(self, model: Model, config: OptimConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Parameter groups for Muon and for AdamW, split by weight decay and by the layer's share of the rate."""
+        muon: dict[float, dict[str, Any]] = {}
+        adamw: dict[tuple[float, float], dict[str, Any]] = {}
+        layers = _layer_numbers(model)
+        for name, parameter in model.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            share = config.layer_decay ** (max(layers.values()) - layers[name])
+            if config.name == "muon" and _is_hidden_matrix(name, parameter):
+                group = muon.setdefault(share, {"params": [], "lr": config.muon_lr * share})
+                group["params"] += self._matrices(name, parameter)
+            else:
+                decay = config.weight_decay if _decays(name, parameter) else 0.0
+                fresh: dict[str, Any] = {"params": [], "lr": config.lr * share, "weight_decay": decay}
+                adamw.setdefault((share, decay), fresh)["params"].append(parameter)
+                self.names[id(parameter)] = name
+        return list(muon.values()), list(adamw.values())
+
+    def _matrices(self, name: str, parameter: nn.Parameter) -> list[nn.Parameter]:
+        if not name.endswith("qkv.weight"):
+            self.names[id(parameter)] = name
+            return [parameter]
+        thirds = [nn.Parameter(third) for third in parameter.detach().chunk(3)]
+        self.names |= {id(third): f"{name}.{letter}" for third, letter in zip(thirds, "qkv", strict=True)}
+        self.thirds.append((parameter, thirds))
+        return thirds
+
 
 def schedule(step: int, total: int, config: OptimConfig) -> float:
     """Learning rate of `step` in [0, total) as a share of the peak: linear warm-up, then the configured decay."""
@@ -157,24 +204,6 @@ def moving_average(model: Model, decay: float) -> AveragedModel:
         torch._foreach_lerp_(list(averages), list(currents), 1 - kept)
 
     return AveragedModel(model, multi_avg_fn=update)
-
-
-def _groups(model: Model, config: OptimConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Parameter groups for Muon and for AdamW, split by weight decay and by the layer's share of the rate."""
-    muon: dict[float, dict[str, Any]] = {}
-    adamw: dict[tuple[float, float], dict[str, Any]] = {}
-    layers = _layer_numbers(model)
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        share = config.layer_decay ** (max(layers.values()) - layers[name])
-        if config.name == "muon" and _is_hidden_matrix(name, parameter):
-            muon.setdefault(share, {"params": [], "lr": config.muon_lr * share})["params"].append(parameter)
-        else:
-            decay = config.weight_decay if _decays(name, parameter) else 0.0
-            fresh: dict[str, Any] = {"params": [], "lr": config.lr * share, "weight_decay": decay}
-            adamw.setdefault((share, decay), fresh)["params"].append(parameter)
-    return list(muon.values()), list(adamw.values())
 
 
 def _is_hidden_matrix(name: str, parameter: Tensor) -> bool:

@@ -3,11 +3,12 @@
 import sys
 import time
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from rich.console import Console
 
 
+@runtime_checkable
 class Progress(Protocol):
     """What a long computation tells whoever watches."""
 

@@ -40,15 +40,15 @@ def tiny_images(facts: Facts) -> TrainConfig:
     return TrainConfig(
         recipe="tiny-images",
         model=facts.model or "swin_nano",
-        fields={"patch": 1, "window": 4} if facts.model in (None, "swin_nano", "swin_micro") else {},
         size=facts.size or facts.side,
         crop_ratio=1.0,
-        epochs=100,
+        epochs=_epochs(facts, images=45_000, least=20),
         batch=64,
-        drop_path=0.1,
+        drop_path=0.0,
         label_smoothing=0.1,
-        optim=OptimConfig(name="muon", lr=2e-3, muon_lr=0.02, ema=0.99),
-        augment=AugmentConfig(crop="shift", shift=1),
+        eval_every=2,
+        optim=OptimConfig(name="muon", lr=2e-3, muon_lr=0.01, betas=(0.9, 0.95), ema=0.98),
+        augment=AugmentConfig(affine=(10.0, 0.0625, 0.1)),
     )
 
 
@@ -57,12 +57,15 @@ def small_images(facts: Facts) -> TrainConfig:
     return TrainConfig(
         recipe="small-images",
         model=facts.model or "swin_nano",
+        fields={} if facts.model else {"patch": 4 if facts.side >= 28 else 2},
         size=facts.size or facts.side,
         crop_ratio=1.0,
-        epochs=10,
+        epochs=_epochs(facts, images=900_000, least=10),
         batch=128,
-        optim=OptimConfig(name="muon", lr=2e-3, muon_lr=0.02, ema=0.999),
-        augment=AugmentConfig(crop="shift", shift=2, hflip=0.5),
+        drop_path=0.0,
+        label_smoothing=0.0,
+        optim=OptimConfig(name="muon", lr=2e-3, muon_lr=0.02, betas=(0.9, 0.95), ema=0.998),
+        augment=AugmentConfig(crop="shift", shift=1, hflip=0.5),
     )
 
 
@@ -71,11 +74,15 @@ def few_photos(facts: Facts) -> TrainConfig:
     return TrainConfig(
         recipe="few-photos",
         model=facts.model or "swin_micro",
-        size=facts.size or 128,
-        epochs=60,
+        fields={} if facts.model else {"patch": 4},
+        size=facts.size or 64,
+        crop_ratio=1.0,
+        epochs=_epochs(facts, images=60_000, least=10),
         batch=32,
-        optim=OptimConfig(name="muon", lr=2e-3, muon_lr=0.02, ema=0.999),
-        augment=AugmentConfig(crop="resized", hflip=0.5),
+        drop_path=0.0,
+        label_smoothing=0.1,
+        optim=OptimConfig(name="muon", lr=2e-3, muon_lr=0.02, betas=(0.9, 0.95), ema=0.998),
+        augment=AugmentConfig(crop="resized", crop_scale=(0.35, 1.0), hflip=0.5, jitter=(0.3, 0.3, 0.3, 0.0)),
     )
 
 
@@ -125,6 +132,11 @@ def configure(
         raise UnknownName("recipe", name, ["auto", *RECIPES])
     config = RECIPES[name](facts)
     return merge(config, {"data": data, "channels": facts.channels, **changes})
+
+
+def _epochs(facts: Facts, *, images: int, least: int) -> int:
+    """Epochs that show about `images` training images in all: small sets need more passes, not less training."""
+    return max(round(images / facts.images), least)
 
 
 def _facts(data: str, model: str | None, size: int | None, channels: int | None, *, seed: int) -> Facts:

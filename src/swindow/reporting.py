@@ -15,7 +15,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from swindow._version import __version__
-from swindow.charts import Series, confusion_chart, line_chart, reliability_chart, shown_classes
+from swindow.charts import Number, Series, confusion_chart, line_chart, reliability_chart, shown_classes
 from swindow.checkpoints.files import write_atomic
 from swindow.data import Images
 from swindow.errors import DataError
@@ -106,7 +106,7 @@ def _headline(evaluation: Evaluation, facts: Mapping[str, Any], run: Path) -> st
     if "parameters" in facts:
         figures.append(_figure("parameters", _count(facts["parameters"]), _text(facts.get("model", ""))))
     if "seconds" in facts:
-        figures.append(_figure("training time", clock(facts["seconds"]), _work(facts)))
+        figures.append(_figure("training time", clock(float(facts["seconds"])), _work(facts)))
     return (
         f'<header><p class="eyebrow">training run</p><h1>{_title(facts, run)}</h1>'
         f'<p>{_text(facts.get("data", ""))}</p><dl class="figures">{"".join(figures)}</dl></header>'
@@ -149,7 +149,7 @@ def _line_chart(
     return line_chart(key, series, form=form.format, floor=floor)
 
 
-def _points(rows: Iterable[dict[str, Any]], key: str) -> list[tuple[float, float]]:
+def _points(rows: Iterable[dict[str, Any]], key: str) -> list[tuple[Number, Number]]:
     pairs = [(row["step"], row.get(key)) for row in rows]
     return [(step, value) for step, value in pairs if isinstance(value, (int, float)) and math.isfinite(value)]
 

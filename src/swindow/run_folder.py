@@ -17,7 +17,7 @@ import platform
 import socket
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import safetensors.torch
 from torch import Tensor
@@ -41,6 +41,7 @@ class SavedState:
     tensors: dict[str, Tensor]
 
 
+@runtime_checkable
 class Savable(Protocol):
     """What a run saves: the model to use, and all that an exact resume needs besides."""
 

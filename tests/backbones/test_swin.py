@@ -20,6 +20,9 @@ from swindow.model import Model, backbone, build
 Tiny = Callable[..., Model]
 
 
+SMALL = {"dim": 4, "depths": (1, 1, 1), "num_heads": (1, 1, 2), "patch": 2, "window": 4}
+
+
 @pytest.fixture(params=VARIANTS)
 def small(request: pytest.FixtureRequest) -> Model:
     """Each variant with its own depths, windows and patches, but two channels a head."""
@@ -130,10 +133,10 @@ def test_every_pixel_reaches_the_last_map(tiny: Tiny) -> None:
 
 @pytest.mark.parametrize("stages", [(0,), (1,), (0, 1), (2,), (0, 2), (0, 1, 2)])
 def test_output_maps_are_the_normed_stage_maps(stages: tuple[int, ...]) -> None:
-    maps = backbone("swin_micro", out_stages=stages, dim=12, depths=(1, 1, 1)).eval()
+    maps = backbone("swin_micro", out_stages=stages, **SMALL).eval()
     images = torch.randn(2, 3, 20, 24)
     inner = maps.body.stage_maps(images)
-    assert maps.channels == tuple(12 * 2**stage for stage in stages)
+    assert maps.channels == tuple(4 * 2**stage for stage in stages)
     assert maps.strides == tuple(2 * 2**stage for stage in stages)
     outputs = maps(images)
     assert len(outputs) == len(stages)
@@ -145,7 +148,7 @@ def test_output_maps_are_the_normed_stage_maps(stages: tuple[int, ...]) -> None:
 
 
 def test_stages_that_nobody_asked_for_are_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    maps = backbone("swin_micro", out_stages=(0,), dim=12, depths=(1, 1, 1))
+    maps = backbone("swin_micro", out_stages=(0,), **SMALL)
     monkeypatch.setattr(maps.body.stages[1], "forward", None)
     maps(torch.randn(1, 3, 16, 16))
 
@@ -153,7 +156,7 @@ def test_stages_that_nobody_asked_for_are_not_run(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("stages", [(), (3,), (-1, 0), (1, 0), (0, 0)])
 def test_stages_that_do_not_exist_are_refused(stages: tuple[int, ...]) -> None:
     with pytest.raises(ConfigError, match="must be ascending stage numbers from 0 to 2"):
-        backbone("swin_micro", out_stages=stages)
+        backbone("swin_micro", out_stages=stages, **SMALL)
 
 
 def test_images_with_other_channels_are_refused(tiny: Tiny) -> None:
@@ -168,7 +171,7 @@ def test_images_with_other_channels_are_refused(tiny: Tiny) -> None:
         ({"depths": (), "num_heads": ()}, "must name the same stages"),
         ({"window": 0}, "must be at least 1"),
         ({"depths": (2, 0, 2)}, "must be at least 1"),
-        ({"dim": 98}, "98 channels cannot be split over 3 heads; change dim or num_heads"),
+        ({"dim": 50}, "50 channels cannot be split over 3 heads; change dim or num_heads"),
         ({"drop_path": 1.0}, r"drop_path 1.0 and dropout 0.0 must lie in \[0, 1\)"),
         ({"dropout": -0.5}, r"drop_path 0.1 and dropout -0.5 must lie in \[0, 1\)"),
         ({"mlp_ratio": 0.0}, "mlp_ratio is 0.0"),
@@ -176,7 +179,7 @@ def test_images_with_other_channels_are_refused(tiny: Tiny) -> None:
 )
 def test_a_shape_that_cannot_be_is_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        dataclasses.replace(VARIANTS["swin_micro"], **fields)
+        dataclasses.replace(SwinConfig(dim=48, depths=(2, 2, 2), num_heads=(3, 6, 12)), **fields)
 
 
 def gradients(model: Model, images: Tensor, *, checkpointing: bool) -> list[Tensor]:

@@ -156,11 +156,17 @@ def test_a_table_without_splits_is_divided(tmp_path: Path, classes: Any) -> None
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([("path", "name"), ("a.png", "x")], "no label column among path, name; name one column of the first row label"),
+        (
+            [("path", "name"), ("a.png", "x")],
+            "no label column among path, name; name one column of the first row label",
+        ),
         ([("path", "file", "label"), ("a", "b", "c")], "more than one path column among path, file, label"),
         ([("path", "label"), ("a.png", "")], "data row 1: its path or label is empty"),
         ([("path", "label"), ("a.png",)], "data row 1: 1 cells where the header has 2"),
-        ([("path", "label", "split"), ("a.png", "x", "holdout")], "data row 1: its split is not one of train, training"),
+        (
+            [("path", "label", "split"), ("a.png", "x", "holdout")],
+            "data row 1: its split is not one of train, training",
+        ),
         ([("path", "label")], "there are no images"),
         ([], "no path column among none"),
         ([("path", "label"), ("a.png", "x"), ("b.png", "y")], r"a\.png: no such file; check the path"),
@@ -212,6 +218,8 @@ def test_no_network_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.Monkey
         raise urllib.error.URLError("no route to host")
 
     monkeypatch.setattr(urllib.request, "urlopen", refuse)
-    with pytest.raises(DataError, match=r"torchvision:CIFAR10: is not in .* and cannot be fetched \(.*\); connect") as e:
+    with pytest.raises(
+        DataError, match=r"torchvision:CIFAR10: is not in .* and cannot be fetched \(.*\); connect"
+    ) as e:
         open_data("cifar10", root=tmp_path)
     assert "\n" not in str(e.value)

@@ -110,7 +110,7 @@ class WindowAttention(nn.Module):
         )
 
     def project(self, x: Tokens) -> Float[Tensor, "B H2 W2 3 N D"]:
-        """Queries, keys and values on the padded map. Padding comes first: padded tokens carry qkv's bias, as published."""
+        """Queries, keys and values on the padded map; padded first, so that padded tokens carry qkv's bias, as published."""
         return self.qkv(pad_to_windows(x, self.window)).unflatten(-1, (3, self.num_heads, -1))
 
     def bias(self) -> Float[Tensor, "N T T"]:
@@ -225,7 +225,7 @@ VARIANTS = {
     "swin_small": SwinConfig(dim=96, depths=(2, 2, 18, 2), num_heads=(3, 6, 12, 24), drop_path=0.3),
     "swin_base": SwinConfig(dim=128, depths=(2, 2, 18, 2), num_heads=(4, 8, 16, 32), drop_path=0.5),
     "swin_large": SwinConfig(dim=192, depths=(2, 2, 18, 2), num_heads=(6, 12, 24, 48), drop_path=0.2),
-    # For images of 28 to 64 pixels: small patches keep enough tokens for three stages to be worth their while.
-    "swin_nano": SwinConfig(dim=64, depths=(2, 4, 2), num_heads=(2, 4, 8), window=7, patch=2),
-    "swin_micro": SwinConfig(dim=96, depths=(2, 6, 2), num_heads=(3, 6, 12), window=4, patch=2),
+    # For images of 28 to 64 pixels: small patches and windows keep enough tokens for every stage to be worth its while.
+    "swin_nano": SwinConfig(dim=96, depths=(2, 2), num_heads=(3, 6), window=4, patch=2),
+    "swin_micro": SwinConfig(dim=64, depths=(2, 2, 2), num_heads=(2, 4, 8), window=4, patch=2),
 }

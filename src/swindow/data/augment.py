@@ -31,6 +31,8 @@ class AugmentConfig:
     """Probability of left for right."""
     vflip: float = 0.0
     """Probability of top for bottom."""
+    affine: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """Random affine map: at most so many degrees, so large a share of the side moved, so large a share zoomed."""
     randaugment_ops: int = 0
     """RandAugment (arXiv 1909.13719): operations per image; 0 is off."""
     randaugment_magnitude: int = 9
@@ -69,6 +71,8 @@ class AugmentConfig:
     def _check_ranges(self) -> None:
         if not 0 <= self.randaugment_magnitude <= 30:
             raise ConfigError(f"augment randaugment_magnitude is {self.randaugment_magnitude}; it lies in 0..30")
+        if min(self.affine) < 0 or max(self.affine[1:]) >= 1:
+            raise ConfigError(f"augment affine {self.affine} must not be negative, and its shares must be below 1")
         if min(self.jitter) < 0 or self.jitter[3] > 0.5:
             raise ConfigError(f"augment jitter {self.jitter} must not be negative, and hue at most 0.5")
         if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
@@ -164,8 +168,8 @@ def _contiguous(image: Tensor) -> Tensor:
 
 
 def _colour(config: AugmentConfig, preprocess: Preprocess) -> Any:
-    """RandAugment, jitter and erasing as one torchvision transform, or None."""
-    if not (config.randaugment_ops or any(config.jitter) or config.erasing):
+    """Affine map, RandAugment, jitter and erasing as one torchvision transform, or None."""
+    if not (any(config.affine) or config.randaugment_ops or any(config.jitter) or config.erasing):
         return None
     if preprocess.channels not in (1, 3) and (config.randaugment_ops or any(config.jitter)):
         raise ConfigError(
@@ -176,6 +180,10 @@ def _colour(config: AugmentConfig, preprocess: Preprocess) -> Any:
 
     mean = [round(255 * mean) for mean in preprocess.mean]
     steps: list[Any] = []
+    if any(config.affine):
+        degrees, move, zoom = config.affine
+        bilinear = v2.InterpolationMode.BILINEAR
+        steps.append(v2.RandomAffine(degrees, (move, move), (1 - zoom, 1 + zoom), interpolation=bilinear, fill=mean))
     if config.randaugment_ops:
         bilinear = v2.InterpolationMode.BILINEAR  # as good for tensors as it gets, and no slower than the nearest pixel
         steps.append(v2.RandAugment(config.randaugment_ops, config.randaugment_magnitude, 31, bilinear, mean))
@@ -202,6 +210,8 @@ def _moved(images: UInt8[Tensor, "B C H W"], draws: np.ndarray, config: AugmentC
 
 
 def _flipped(images: UInt8[Tensor, "B C H W"], axis: int, flip: np.ndarray) -> UInt8[Tensor, "B C H W"]:
+    if flip.all():
+        return images.flip(axis)
     if not flip.any():
         return images
     return torch.where(torch.from_numpy(flip)[:, None, None, None], images.flip(axis), images)

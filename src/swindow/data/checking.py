@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from swindow.data.datasets import take_inventory
 from swindow.data.duplicates import Item, across, same_content
@@ -19,6 +19,7 @@ from swindow.images import LIMITS, ImageLimits, ImageTooLarge, name_of, read_ima
 ABSURD_ASPECT = 20  # long side over short side; a panorama has 10
 
 
+@runtime_checkable
 class Watcher(Protocol):
     """Who wants to know how far it is."""
 

@@ -264,7 +264,7 @@ def _refuse(found: Inventory, classes: tuple[str, ...], name: str, for_training:
     problems = [problem for problem in found.problems if for_training or problem.kind == "bad-row"]
     fatal = [problem for problem in problems + found.label_problems(for_training=for_training) if problem.fatal]
     if fatal:
-        more = f" (and {len(fatal) - 1:,} more problems: see `swindow data check`)" if len(fatal) > 1 else ""
+        more = f" (and {len(fatal) - 1:,} more: `swindow data check` lists all)" if len(fatal) > 1 else ""
         raise DataError(fatal[0].message + more)
     if not any(rows.names for rows in found.splits.values()):
         raise DataError(f"{name}: there are no images; add some")

@@ -43,20 +43,24 @@ def is_litter(name: str) -> bool:
 def _split_folders(root: Path) -> dict[str, Path]:
     """Folder of each split, or the root itself as the pool.
 
-    ``train`` is a split only if it holds folders and no images of its own: next to ``bus`` and ``car`` it is a class.
+    ``train`` holds the training images if it holds folders. One that also has images of its own, beside folders that
+    are no splits, is a class: ``train`` next to ``bus`` and ``car``.
     """
     splits: dict[str, Path] = {}
-    for folder in _subfolders(root):
+    folders = _subfolders(root)
+    for folder in folders:
         split = SPLIT_NAMES.get(folder.name.lower())
-        if split is None or not _subfolders(folder) or any(_strays(folder)):
-            continue
         if split in splits:
             raise DataError(
                 f"{name_of(root)}: both {splits[split].name!r} and {folder.name!r} could be the {split} images; "
                 f"rename or remove one"
             )
-        splits[split] = folder
-    return splits if "train" in splits else {POOL: root}
+        if split is not None:
+            splits[split] = folder
+    train = splits.get("train")
+    if train is None or not _subfolders(train) or (len(splits) < len(folders) and _strays(train)):
+        return {POOL: root}
+    return splits
 
 
 def _subfolders(folder: Path) -> list[Path]:
@@ -95,8 +99,8 @@ def _read_classes(folder: Path, problems: list[Problem], split: str) -> Rows:
 
 
 def _files(folder: Path) -> Iterator[str]:
-    """Every file below, in sorted order; each folder once, however links lead to it."""
-    seen: set[tuple[int, int]] = set()
+    """Every file below, in sorted order; each folder once, however links lead to it, and never one above."""
+    seen = {(status.st_dev, status.st_ino) for status in (parent.stat() for parent in folder.resolve().parents)}
     for here, folders, files in os.walk(folder, followlinks=True):
         status = os.stat(here)  # noqa: PTH116 - os.walk gives text
         if (status.st_dev, status.st_ino) in seen:

@@ -158,12 +158,13 @@ class Loader:
                 if isinstance(batch, Exception):
                     raise batch
                 yield batch
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+        except (RuntimeError, OSError, EOFError) as error:
+            if not _is_broken_pipe(error) or not self.workers:
                 raise
+            reason = (str(error) or type(error).__name__).splitlines()[0]
             raise DataError(
-                f"a process that reads images died ({str(error).splitlines()[0]}): out of memory, killed, or begun by "
-                f"a script that lacks `if __name__ == '__main__':`; try --workers 0"
+                f"a process that reads images died ({reason}): out of memory, killed, or begun by a script that lacks "
+                f"`if __name__ == '__main__':`; try --workers 0"
             ) from error
 
 
@@ -228,6 +229,13 @@ def _read_each(images: Images, indices: np.ndarray, finish: Any, *, lenient: boo
 
 def _labelled(images: Images, pixels: Tensor, indices: np.ndarray, bad: Sequence[str] = ()) -> Batch:
     return Batch(pixels, torch.from_numpy(images.labels[indices]), torch.from_numpy(np.array(indices)), list(bad))
+
+
+def _is_broken_pipe(error: Exception) -> bool:
+    """Whether a reading process is gone; what went wrong *in* one comes as "Caught ... in DataLoader worker process"."""
+    if isinstance(error, RuntimeError):
+        return "DataLoader worker (pid" in str(error)
+    return not str(error).startswith("Caught ")
 
 
 def _as_it_is(batch: Any) -> Any:

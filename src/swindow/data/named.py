@@ -1,6 +1,6 @@
 """Data sets known by name: scikit-learn's digits, which are always there, and torchvision's, which it fetches."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,7 @@ def _rows(dataset: Any, prefix: str) -> tuple[Rows, tuple[str, ...] | None]:
     return Rows([str(file) for file in files], labels), classes
 
 
-def _first(dataset: Any, *names: str) -> Sequence[Any]:
+def _first(dataset: Any, *names: str) -> Any:
     return next((getattr(dataset, name) for name in names if hasattr(dataset, name)), ())
 
 

@@ -142,7 +142,7 @@ def _check_point(point: tuple[int, int] | None, frame: Frame) -> None:
         rows, columns = np.flatnonzero(seen.any(1)), np.flatnonzero(seen.any(0))
         raise ConfigError(
             f"point ({x}, {y}) is not in what the model sees of this photo; "
-            f"give x from {columns[0]} to {columns[-1]} and y from {rows[0]} to {rows[-1]}, or another size"
+            f"give x from {columns[0]} to {columns[-1]} and y from {rows[0]} to {rows[-1]}, or size='native' to see all"
         )
 
 

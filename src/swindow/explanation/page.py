@@ -103,7 +103,7 @@ def _section(picture: Picture, light: Image.Image, dark: Image.Image) -> str:
 
 def _untitled(pixels: Image.Image) -> Image.Image:
     """A picture less its title, which the page says itself."""
-    return pixels.crop((0, round(0.9 * HEADER * DPI), *pixels.size))
+    return pixels.crop((0, round(HEADER * DPI), *pixels.size))
 
 
 def _data(pixels: Image.Image) -> str:
@@ -123,12 +123,14 @@ def _facts(e: Explanation) -> str:
 
 
 def _bars(e: Explanation) -> str:
-    rows = "".join(
-        f'<tr><th scope="row">{html.escape(name)}</th><td class="bar"><i style="width:{100 * value:.1f}%"></i></td>'
-        f"<td>{percent(value)}</td></tr>"
-        for name, value in e.prediction
-    )
-    return f'<table class="bars">{rows}</table>'
+    rows = []
+    for name, value in e.prediction:
+        name, width = html.escape(name), f"{100 * value:.1f}%"
+        rows.append(
+            f'<tr><th scope="row" title="{name}">{name}</th><td class="bar"><i style="width:{width}"></i></td>'
+            f"<td>{percent(value)}</td></tr>"
+        )
+    return f'<table class="bars">{"".join(rows)}</table>'
 
 
 def _table(e: Explanation) -> str:
@@ -138,7 +140,7 @@ def _table(e: Explanation) -> str:
         f"<td>{100 * sum(share.mean() for share in stage.padding) / len(stage.padding):.1f} %</td></tr>"
         for index, stage in enumerate(e.stages)
     )
-    names = ("stage", "tokens", "window", "blocks", "heads", "attention on padding")
+    names = ("stage", "tokens", "window", "blocks", "heads", "padding share")
     return f"<table><tr>{''.join(f'<th>{name}</th>' for name in names)}</tr>{rows}</table>"
 
 
@@ -157,10 +159,11 @@ section { background: var(--card); border: 1px solid var(--line); border-radius:
 .top { display: grid; grid-template-columns: repeat(auto-fit, minmax(320px, 1fr)); gap: 24px 40px; }
 img { display: block; width: 100%; height: auto; border-radius: 6px; }
 table { border-collapse: collapse; width: 100%; font-size: .92rem; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; padding: 4px 10px 4px 0; border-bottom: 1px solid var(--line); font-weight: normal; }
+th, td { text-align: left; white-space: nowrap; padding: 4px 10px 4px 0; font-weight: normal;
+  border-bottom: 1px solid var(--line); }
 tr:last-child > * { border-bottom: 0; } th { color: var(--faint); } .bars th { color: var(--ink); width: 1%; }
-.bars th { max-width: 16em; white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
-.bars td:last-child { text-align: right; white-space: nowrap; width: 1%; }
+.bars th { max-width: 16em; overflow: hidden; text-overflow: ellipsis; }
+.bars td:last-child { text-align: right; width: 1%; }
 .bar i { display: block; height: 12px; min-width: 2px; border-radius: 3px; background: var(--bar); }
 summary { cursor: pointer; font-weight: 600; padding: 8px 2px; }
 footer { color: var(--faint); font-size: .88rem; margin-top: 26px; }

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy import ndarray
+from PIL import Image
 
 from swindow.explanation.canvas import Canvas, Panel, Picture, canvas
 from swindow.explanation.results import Explanation, StageMaps
@@ -46,7 +47,7 @@ def _gradcam(e: Explanation, board: Board) -> Picture:
         "channels weighed by how much it raises that class.",
         panels=(
             Panel(pixels=large.plain(), caption="photo"),
-            Panel(pixels=large.overlay(_sampled(e.gradcam, large)), caption="evidence"),
+            Panel(pixels=large.overlay(_resized(e.gradcam, large)), caption="evidence"),
         ),
         columns=2,
         bar=((0.0, "none"), (0.5, ""), (1.0, "strongest")),
@@ -56,7 +57,7 @@ def _gradcam(e: Explanation, board: Board) -> Picture:
 
 def _rollout(e: Explanation, board: Board) -> Picture:
     large, shares = board(LARGE), e.rollout * e.rollout.size
-    top = _top([shares])
+    top = _top([shares], least=1.25)  # a mean over all tokens is smooth
     return Picture(
         name="rollout",
         title="Attention roll-out",
@@ -214,13 +215,13 @@ def _excess(shares: ndarray, top: float) -> ndarray:
     return ((shares - 1) / (top - 1)).clip(0, 1)
 
 
-def _top(maps: Sequence[ndarray]) -> float:
-    """The bright end of a common scale: few tokens lie above it, and a uniform map stays dark."""
-    return max(2.0, float(np.quantile(np.concatenate([shares.ravel() for shares in maps]), 0.998)))
+def _top(maps: Sequence[ndarray], least: float = 2.0) -> float:
+    """The bright end of a common scale: few tokens lie above it, and a nearly uniform map stays bare."""
+    return max(least, float(np.quantile(np.concatenate([shares.ravel() for shares in maps]), 0.998)))
 
 
 def _ticks(top: float) -> tuple[tuple[float, str], ...]:
-    return (0.0, "≤ 1 ×"), (0.5, f"{(1 + top) / 2:.1f} ×"), (1.0, f"≥ {top:.1f} ×")
+    return (0.0, "≤ 1 ×"), (0.5, f"{(1 + top) / 2:.3g} ×"), (1.0, f"≥ {top:.3g} ×")
 
 
 def _bright(heat: ndarray) -> ndarray:
@@ -248,12 +249,10 @@ def _place(e: Explanation, on: Canvas) -> tuple[float, float]:
     return (e.point.x + 0.5) * across, (e.point.y + 0.5) * down
 
 
-def _sampled(heat: ndarray, on: Canvas) -> ndarray:
+def _resized(heat: ndarray, on: Canvas) -> ndarray:
     """A map on the photo's pixels, at the canvas's size."""
-    rows, columns = (
-        ((np.arange(new) + 0.5) * old / new).astype(int) for new, old in zip(on.frame.photo, heat.shape, strict=True)
-    )
-    return heat[rows][:, columns]
+    height, width = on.frame.photo
+    return np.asarray(Image.fromarray(heat).resize((width, height), Image.Resampling.BILINEAR))
 
 
 def _columns(heads: int) -> int:

@@ -47,7 +47,7 @@ def window_attention(
         UnknownName: no such backend.
     """
     _validate(qkv, window, shift)
-    name = choose(qkv, shift=shift) if backend == "auto" else backend
+    name = choose(qkv, gradients=_needs_gradients(qkv, bias)) if backend == "auto" else backend
     match name:
         case "reference":
             implementation = reference.window_attention
@@ -58,8 +58,14 @@ def window_attention(
     return implementation(qkv, bias, window=window, shift=shift, scale=scale, cosine=cosine)
 
 
-def choose(qkv: Tensor, *, shift: Size) -> Backend:
-    """The fastest backend for this device, dtype, shape and need of gradients: a pure function of its arguments."""
+def choose(qkv: Tensor, *, gradients: bool) -> Backend:
+    """The fastest backend for this device, dtype, shape and need of gradients: a pure function of its arguments.
+
+    On a CPU, SDPA is fused only where the bias needs no gradient, and its fused kernel is slow in half precision on
+    windows as small as these; elsewhere plain products beat its fallback (benchmarks/README.md).
+    """
+    if qkv.device.type == "cpu" and (gradients or qkv.dtype in (torch.bfloat16, torch.float16)):
+        return "reference"
     return "sdpa"
 
 
@@ -71,3 +77,7 @@ def _validate(qkv: Tensor, window: Size, shift: Size) -> None:
         )
     if not (0 <= shift[0] < window[0] and 0 <= shift[1] < window[1]):
         raise ShapeError(f"shift {shift} must lie in [0, window) for window {window}")
+
+
+def _needs_gradients(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)

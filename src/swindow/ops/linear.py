@@ -10,27 +10,30 @@ _ENOUGH_IMAGES = 16
 
 
 def linear(
-    x: Float[Tensor, "B H W I"], weight: Float[Tensor, "O I"], bias: Float[Tensor, " O"] | None
-) -> Float[Tensor, "B H W O"]:
-    """``x @ weight.T + bias`` over the last axis: `F.linear`, or the same sum as a pointwise convolution.
+    x: Float[Tensor, "... I"], weight: Float[Tensor, "O I"], bias: Float[Tensor, " O"] | None
+) -> Float[Tensor, "... O"]:
+    """``x @ weight.T + bias``: `F.linear`, or for a ``B H W I`` map the same sum as a pointwise convolution.
 
-    In fp32 `F.linear` always calls MKL, which takes its AVX2 path on AMD processors; a 1x1 convolution over the same
-    memory, seen as channels-last images, calls oneDNN, which uses AVX-512 everywhere: twice as fast, both ways.
+    In fp32 `F.linear` always calls MKL, which takes its AVX2 path on AMD processors. A 1x1 convolution of the same
+    memory, seen as channels-last images, calls oneDNN, which uses AVX-512 everywhere: twice as fast, and so backward.
     """
     if not convolves_faster(x):
         return F.linear(x, weight, bias)
-    if x.shape[0] < _ENOUGH_IMAGES and torch.get_num_threads() == 1:
-        return _convolve(x.flatten(0, 1).unsqueeze(1), weight, bias).unflatten(0, x.shape[:2]).squeeze(2)
+    if x.shape[0] < _ENOUGH_IMAGES and torch.get_num_threads() == 1:  # every row of tokens as an image
+        return _convolve(x.flatten(0, 1).unsqueeze(1), weight, bias).squeeze(1).unflatten(0, x.shape[:2])
     return _convolve(x, weight, bias)
 
 
 def convolves_faster(x: Tensor) -> bool:
-    """Whether `linear` becomes a convolution here: fp32 map, eager, on a CPU with AVX-512 and oneDNN, no autocast."""
+    """Whether `linear` convolves: an fp32 map, eager, without autocast, on a CPU with AVX-512 and oneDNN.
+
+    In bf16 `F.linear` calls oneDNN by itself, and a compiler or an exporter had better see a product.
+    """
     return (
-        not torch.compiler.is_compiling()  # the compiler fuses around a plain product
-        and x.device.type == "cpu"
+        x.device.type == "cpu"
         and x.dtype == torch.float32
         and x.ndim == 4
+        and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")
         and torch.backends.mkldnn.is_available()
         and torch.backends.cpu.get_cpu_capability() == "AVX512"

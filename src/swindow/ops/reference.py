@@ -19,8 +19,9 @@ def window_attention(
 ) -> Float[Tensor, "B H W N D"]:
     """The contract of `swindow.ops.attention.window_attention`, eagerly, with the attention matrix in memory."""
     query, key, value = split_heads(qkv, window, shift)
-    weights = _weights(query, key, added_logits(bias, qkv.shape[1:3], window, shift, qkv), scale, cosine)
-    return join_heads(weights @ value, qkv.shape[1:3], window, shift)
+    grid = qkv.shape[1], qkv.shape[2]
+    weights = _weights(query, key, added_logits(bias, grid, window, shift, qkv), scale, cosine)
+    return join_heads(weights @ value, grid, window, shift)
 
 
 def attention_weights(
@@ -34,7 +35,8 @@ def attention_weights(
 ) -> Float[Tensor, "B G N T T"]:
     """How much each query (row) takes from each key (column) of its window; rows sum to one."""
     query, key, _ = split_heads(qkv, window, shift)
-    return _weights(query, key, added_logits(bias, qkv.shape[1:3], window, shift, qkv), scale, cosine)
+    added = added_logits(bias, (qkv.shape[1], qkv.shape[2]), window, shift, qkv)
+    return _weights(query, key, added, scale, cosine)
 
 
 def split_heads(qkv: Tensor, window: Size, shift: Size) -> tuple[Tensor, Tensor, Tensor]:

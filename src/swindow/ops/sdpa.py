@@ -18,9 +18,10 @@ def window_attention(
     cosine: bool = False,
 ) -> Float[Tensor, "B H W N D"]:
     """The contract of `swindow.ops.attention.window_attention`, without the attention matrix where torch can."""
-    grid, rolled = qkv.shape[1:3], partition(qkv, window, shift)
-    batch, count = rolled.shape[:2]
-    tokens = rolled.flatten(2, 3).flatten(0, 1)  # BG T 3 N D: the one copy; heads are strides, not copies
+    grid = qkv.shape[1], qkv.shape[2]
+    windows = partition(qkv, window, shift)  # B G h w 3 N D
+    images = windows.shape[:2]
+    tokens = windows.flatten(2, 3).flatten(0, 1)  # BG T 3 N D: the one copy; heads are strides, not copies
     query, key, value = (x.transpose(1, 2) for x in tokens.unbind(2))
     if cosine:
         query, key = F.normalize(query, dim=-1), F.normalize(key, dim=-1)
@@ -28,6 +29,6 @@ def window_attention(
         query, scale = query * per_head(scale), 1.0
     mask = added_logits(bias, grid, window, shift, query)
     if mask is not None:  # fused kernels want four axes; with a shift, one mask a window, the same for every image
-        mask = mask[None] if mask.ndim == 3 else mask.expand(batch, *mask.shape).flatten(0, 1)
+        mask = mask[None] if mask.ndim == 3 else mask.expand(images[0], *mask.shape).flatten(0, 1)
     out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)  # BG N T D
-    return merge(out.transpose(1, 2).unflatten(1, window).unflatten(0, (batch, count)), grid, shift)
+    return merge(out.transpose(1, 2).unflatten(1, window).unflatten(0, images), grid, shift)

@@ -1,0 +1,54 @@
+"""The recipes' scores: train as `swindow train DATA` would, several seeds, one dated JSON file.
+
+    python benchmarks/accuracy.py digits --seeds 5
+    python benchmarks/accuracy.py path/to/fashion-mnist
+    python benchmarks/accuracy.py path/to/grocery-photos
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+from record import write_record
+
+import swindow
+from swindow.training import train
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--out", type=Path, help="keep the run folders here; a temporary folder otherwise")
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        runs = [one(asked.data, seed, (asked.out or Path(temporary)) / f"seed-{seed}") for seed in range(asked.seeds)]
+    scores = [run["accuracy"] for run in runs]
+    summary = {"mean": statistics.mean(scores), "least": min(scores), "most": max(scores)}
+    name = Path(asked.data).stem
+    print(json.dumps(summary))
+    print(write_record(f"accuracy-{name}", {"data": name, "accuracy": summary, "runs": runs}))
+
+
+def one(data: str, seed: int, out: Path) -> dict:
+    """Train once; the figures of its result, with the wall time of everything from opening the data to the report."""
+    began = time.monotonic()
+    config = swindow.configure(data, seed=seed, out=str(out))
+    result = train(config)
+    evaluation = result.evaluation
+    return {
+        "seed": seed,
+        "recipe": config.recipe,
+        "split": evaluation.split,
+        "accuracy": evaluation.accuracy,
+        "calibration_error": evaluation.calibration_error,
+        "steps": result.step,
+        "wall_seconds": round(time.monotonic() - began, 1),
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,225 @@
+"""Batches: who is in them, that workers and interruptions change nothing, and how errors arrive."""
+
+import os
+import pickle
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from swindow.data import open_data
+from swindow.data.augment import AugmentConfig, build_augment
+from swindow.data.datasets import Images
+from swindow.data.loading import BadImages, Batch, EpochBatches, Loader, TrainView, eval_loader, train_loader
+from swindow.data.seeds import epoch_order
+from swindow.errors import DataError
+from swindow.preprocess import Preprocess
+
+PHOTO = Preprocess(size=(12, 12), mean=(0.5,) * 3, std=(0.2,) * 3)
+SCAN = Preprocess(size=(8, 8), mean=(0.5,), std=(0.2,), crop_ratio=1.0)
+LIVELY = AugmentConfig(crop="resized", hflip=0.5, randaugment_ops=1, erasing=0.3)
+
+
+@pytest.fixture(name="photos")
+def photos_fixture(tmp_path: Path, classes: Any) -> Images:
+    return open_data(classes(tmp_path / "photos", {"a": 12, "b": 11}), val_fraction=0.0).split("train")
+
+
+@pytest.fixture(name="scans", scope="module")
+def scans_fixture() -> Images:
+    return open_data("digits").split("train").subset(range(100))
+
+
+def same(left: list[Batch], right: list[Batch]) -> bool:
+    return len(left) == len(right) and all(
+        torch.equal(a, b) for x, y in zip(left, right, strict=True) for a, b in zip(x[:3], y[:3], strict=True)
+    )
+
+
+@pytest.mark.parametrize("kind", ["photos", "scans"])
+def test_an_epoch_meets_every_image_once_and_can_be_entered_anywhere(kind: str, request: Any) -> None:
+    images = request.getfixturevalue(kind)
+    augment = build_augment(LIVELY, PHOTO if kind == "photos" else SCAN)
+    loader = train_loader(images, augment, batch=5, seed=3, workers=0)
+    assert len(loader) == len(images) // 5
+    loader.batch_sampler.start(2)
+    epoch = list(loader)
+    indices = torch.cat([batch.indices for batch in epoch]).tolist()
+    assert indices == epoch_order(len(images), 3, 2)[: 5 * len(loader)].tolist()
+    for batch in epoch:
+        assert batch.images.shape == (5, images.channels, *augment.preprocess.size)
+        assert batch.images.dtype == torch.uint8
+        assert batch.labels.tolist() == images.labels[batch.indices].tolist()
+        assert batch.bad == []
+    loader.batch_sampler.start(2, 2)
+    assert same(list(loader), epoch[2:])
+    assert len(loader) == len(images) // 5  # a whole epoch's, wherever one begins
+    loader.batch_sampler.start(3)
+    assert not same(list(loader), epoch)
+
+
+def test_the_batch_size_and_the_order_do_not_change_an_image(scans: Images) -> None:
+    view = TrainView(scans, build_augment(LIVELY, SCAN), seed=1)
+    batch = view.__getitems__([(4, 7), (4, 9)])
+    assert isinstance(batch, Batch)
+    assert torch.equal(batch.images[1], view[4, 9])
+    assert not torch.equal(view[5, 9], view[4, 9])
+    assert not torch.equal(TrainView(scans, build_augment(LIVELY, SCAN), seed=2)[4, 9], view[4, 9])
+
+
+def test_few_images_make_one_small_batch() -> None:
+    assert list(EpochBatches(3, 5, 0)) == [[(0, int(index)) for index in epoch_order(3, 0, 0)]]
+    assert [len(batch) for batch in EpochBatches(11, 5, 0)] == [5, 5]
+    assert len(EpochBatches(3, 5, 0)) == 1
+
+
+def test_loading_leaves_the_models_generator_alone(scans: Images) -> None:
+    loader = train_loader(scans, build_augment(LIVELY, SCAN), batch=10, seed=0, workers=0)
+    state = torch.get_rng_state()
+    list(loader)
+    list(eval_loader(scans, SCAN, batch=10, workers=0))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_judging_takes_every_image_in_order(photos: Images, scans: Images) -> None:
+    for images, preprocess in ((photos, PHOTO), (scans, SCAN)):
+        batches = list(eval_loader(images, preprocess, batch=7, workers=0))
+        assert torch.cat([batch.indices for batch in batches]).tolist() == list(range(len(images)))
+        assert torch.cat([batch.labels for batch in batches]).tolist() == images.labels.tolist()
+        expected = torch.stack([preprocess.resize(images.read(index)) for index in range(len(images))])
+        assert torch.equal(torch.cat([batch.images for batch in batches]), expected)
+    assert len(eval_loader(photos, PHOTO, batch=7)) == 4
+
+
+def spoil(images: Images, *indices: int) -> list[str]:
+    for index in indices:
+        path = Path(images.names[index])
+        path.write_bytes(path.read_bytes()[:-30])
+    return [images.names[index] for index in indices]
+
+
+def test_the_first_bad_image_ends_training_and_judging(photos: Images) -> None:
+    [name] = spoil(photos, 4)
+    loader = train_loader(photos, build_augment(LIVELY, PHOTO), batch=23, seed=0, workers=0)
+    for batches in (loader, eval_loader(photos, PHOTO, batch=8, workers=0)):
+        with pytest.raises(DataError) as caught:
+            list(batches)
+        assert str(caught.value).startswith(f"{name}: cannot be read")
+        assert "\n" not in str(caught.value)
+
+
+def test_bad_images_are_left_out_and_counted_when_that_is_allowed(photos: Images) -> None:
+    spoilt = spoil(photos, 4, 7)
+    loader = train_loader(photos, build_augment(AugmentConfig(), PHOTO), batch=23, seed=0, workers=0, max_bad=2)
+    bad = BadImages(2)
+    for epoch in (0, 1):
+        loader.batch_sampler.start(epoch)
+        [batch] = loader
+        assert len(batch.images) == len(batch.labels) == len(batch.indices) == 21
+        assert batch.labels.tolist() == photos.labels[batch.indices].tolist()
+        assert sorted(line.split(": ")[0] for line in batch.bad) == sorted(spoilt)
+        bad.add(batch.bad)
+    assert bad.count == 2  # met in both epochs, counted once
+    with pytest.raises(DataError, match=r"x: broken \(skipped 3 images, 2 allowed: --max-bad\)"):
+        bad.add(["x: broken"])
+    with pytest.raises(DataError, match=r"^x: broken$"):
+        BadImages(0).add(["x: broken"])
+    assert BadImages(5, 3).count == 3
+
+
+def test_a_batch_of_nothing_but_bad_images_ends_training(photos: Images) -> None:
+    spoil(photos, *range(len(photos)))
+    loader = train_loader(photos, build_augment(AugmentConfig(), PHOTO), batch=4, seed=0, workers=0, max_bad=99)
+    with pytest.raises(DataError, match="not one image of a batch of 4 can be read; the first: "):
+        next(iter(loader))
+
+
+def test_a_picture_too_thin_to_squash_is_named(tmp_path: Path, photos: Images) -> None:
+    import hostile
+    from swindow.images import ImageLimits
+
+    Path(photos.names[0]).write_bytes(hostile.png(1, 9000, rows=bytes(2 * 9000)))
+    squash = Preprocess(size=(12, 12), mean=(0.5,) * 3, std=(0.2,) * 3, fit="squash")
+    tight = Images(
+        names=photos.names,
+        labels=photos.labels,
+        classes=photos.classes,
+        channels=3,
+        limits=ImageLimits(max_resized_pixels=100_000),
+    )
+    with pytest.raises(DataError, match=r"0\.png: resizing 9000 × 1 pixels to 12 × 12 takes 108,000 pixels"):
+        list(eval_loader(tight, squash, batch=4, workers=0))
+
+
+@pytest.fixture(name="working")
+def working_fixture(photos: Images) -> Iterator[tuple[Images, Loader]]:
+    loader = train_loader(photos, build_augment(LIVELY, PHOTO), batch=5, seed=3, workers=2)
+    yield photos, loader
+    del loader
+
+
+def test_workers_change_nothing_and_pass_errors_on(working: tuple[Images, Loader]) -> None:
+    photos, loader = working
+    alone = train_loader(photos, build_augment(LIVELY, PHOTO), batch=5, seed=3, workers=0)
+    state = torch.get_rng_state()
+    for epoch, start in ((0, 0), (1, 0), (1, 2)):
+        for each in (loader, alone):
+            each.batch_sampler.start(epoch, start)
+        assert same(list(loader), list(alone))
+    assert torch.equal(torch.get_rng_state(), state)
+    next(iter(loader))  # an epoch left in the middle does not leak into the next
+    loader.batch_sampler.start(4)
+    alone.batch_sampler.start(4)
+    assert same(list(loader), list(alone))
+    [name] = spoil(photos, 4)
+    with pytest.raises(DataError) as caught:
+        list(loader)
+    assert str(caught.value).startswith(f"{name}: cannot be read")
+    assert "Traceback" not in str(caught.value)
+
+
+def test_workers_outlive_a_polite_stop_but_not_a_kill(working: tuple[Images, Loader]) -> None:
+    _, loader = working
+    batches = iter(loader)
+    next(batches)
+    workers = [worker.pid for worker in loader._loader._iterator._workers]  # type: ignore[union-attr]
+    for pid in workers:
+        os.kill(pid, signal.SIGINT)
+        os.kill(pid, signal.SIGTERM)
+    assert len(list(batches)) == 3  # what a stopping run still needs
+    loader.batch_sampler.start(1)
+    batches = iter(loader)
+    next(batches)
+    for pid in workers:
+        os.kill(pid, signal.SIGKILL)
+    with pytest.raises(DataError, match=r"a process that reads images died \(.*\): out of memory, killed.*--workers 0"):
+        _go_on(loader)
+
+
+def _go_on(loader: Loader) -> None:
+    for epoch in range(2, 20):
+        loader.batch_sampler.start(epoch)
+        list(loader)
+
+
+def test_images_in_memory_go_to_workers_too(scans: Images) -> None:
+    loader = train_loader(scans, build_augment(LIVELY, SCAN), batch=20, seed=0, workers=1)
+    alone = train_loader(scans, build_augment(LIVELY, SCAN), batch=20, seed=0)
+    assert (loader.workers, alone.workers) == (1, 0)  # left to decide, it takes none for images in memory
+    assert same(list(loader), list(alone))
+
+
+def test_errors_survive_the_way_between_processes() -> None:
+    error = pickle.loads(pickle.dumps(DataError("a: b")))  # noqa: S301 - our own bytes
+    assert isinstance(error, DataError)
+    assert str(error) == "a: b"
+
+
+def test_labels_and_indices_are_int64(scans: Images) -> None:
+    batch = next(iter(eval_loader(scans, SCAN, batch=4)))
+    assert (batch.labels.dtype, batch.indices.dtype) == (torch.int64, torch.int64)
+    assert isinstance(scans.labels, np.ndarray)
