@@ -1,8 +1,8 @@
 """The recipes' scores: train as `swindow train DATA` would, several seeds, one dated JSON file.
 
-    python benchmarks/accuracy.py digits --seeds 5
-    python benchmarks/accuracy.py path/to/fashion-mnist
-    python benchmarks/accuracy.py path/to/grocery-photos
+python benchmarks/accuracy.py digits --seeds 5
+python benchmarks/accuracy.py path/to/fashion-mnist
+python benchmarks/accuracy.py path/to/grocery-photos
 """
 
 import argparse

@@ -60,6 +60,7 @@ class Peer(nn.Module):
         )
         self.backbone = peer
         self.backbone.stages = peer.layers  # the name that parameter groups go by
+        self.backbone.each_stage = lambda: list(peer.layers)
         self.head = Head(peer.head, ClassifierConfig(num_classes=len(classes), label_smoothing=config.label_smoothing))
         self.config = dataclasses.make_dataclass("Config", ["in_channels", "name"])(config.channels, "timm swin_tiny")
         mean, std = PIXELS[config.channels]
@@ -84,7 +85,10 @@ def main() -> None:
     contenders = {
         "swindow": lambda classes: (ours(config, classes), config.optim),
         "timm swin_tiny 224, AdamW": lambda classes: (Peer(classes, 224, config), adamw),
-        f"timm swin_tiny {config.size}, our optimiser": lambda classes: (Peer(classes, config.size, config), config.optim),
+        f"timm swin_tiny {config.size}, our optimiser": lambda classes: (
+            Peer(classes, config.size, config),
+            config.optim,
+        ),
     }
     source = open_data(asked.data)
     scores: dict[str, list[float]] = {name: [] for name in contenders}

@@ -5,27 +5,22 @@ side, so a machine that slows down for a minute slows all of them. Prints tables
 benchmarks/results/speed-DATE.json. Peers: timm and torchvision, the same model, freshly initialised.
 """
 
-import datetime
-import json
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 import torchvision
+from record import write_record
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import swindow.model
 
 THREADS = 2
-RESULTS = Path(__file__).parent / "results"
 Runs = dict[str, Callable[[], object]]
 
 
@@ -41,10 +36,8 @@ def main(quick: bool) -> None:
     }
     for title, table in tables.items():
         show(title, table)
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"speed-{datetime.date.today().isoformat()}.json"
-    path.write_text(json.dumps({"machine": machine(), "rounds": rounds, "tables": tables}, indent=2) + "\n")
-    sys.stdout.write(f"\n{path}\n")
+    setting = {"threads": THREADS, "instructions": torch.backends.cpu.get_cpu_capability(), "rounds": rounds}
+    sys.stdout.write(f"\n{write_record('speed', {'setting': setting, 'tables': tables})}\n")
 
 
 def inference(rounds: int) -> dict[str, Any]:
@@ -131,26 +124,6 @@ def show(title: str, table: dict[str, dict[str, float]]) -> None:
     sys.stdout.write(f"\n{title}\n{'':16}" + "".join(f"{column:>17}" for column in columns) + "\n")
     for name, row in table.items():
         sys.stdout.write(f"{name:16}" + "".join(f"{row[column]:17.3f}" for column in columns) + "\n")
-
-
-def machine() -> dict[str, Any]:
-    """What the numbers depend on: processor, threads, versions, commit."""
-    model = next((s for s in Path("/proc/cpuinfo").read_text().splitlines() if s.startswith("model name")), "unknown")
-    return {
-        "processor": model.partition(":")[2].strip(),
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "versions": {m.__name__: m.__version__ for m in (torch, torchvision, timm)},
-        "commit": commit(),
-    }
-
-
-def commit() -> str:
-    """The commit measured, with a plus sign when the tree differs from it."""
-    command = ["git", "describe", "--always", "--dirty=+", "--abbrev=12"]
-    done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)  # noqa: S603
-    return done.stdout.strip() or "no commit"
 
 
 if __name__ == "__main__":

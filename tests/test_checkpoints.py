@@ -133,8 +133,7 @@ def test_newest_is_the_highest_step_of_what_is_intact(tmp_path):
 
 def test_a_failed_draft_leaves_the_old_folder(tmp_path):
     sealed(tmp_path / "last", 1)
-    with pytest.raises(RuntimeError), folder_draft(tmp_path / "last") as draft:
-        (draft / "state.json").write_text("{}")
-        raise RuntimeError
+    with pytest.raises(FileNotFoundError), folder_draft(tmp_path / "last") as draft:
+        (draft / "no such folder" / "state.json").write_text("{}")
     assert newest_sealed(tmp_path / "last")[1]["step"] == 1
     assert [path.name for path in tmp_path.iterdir()] == ["last"]

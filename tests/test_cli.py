@@ -6,11 +6,29 @@ import subprocess
 import sys
 
 import pytest
-from pictures import class_folders
 
+from pictures import class_folders
 from swindow import cli
 
-TINY = "--model swin_nano --fields patch 2 window 4 dim 12 --size 16 --batch 8 --device cpu --workers 0".split()
+TINY = [
+    "--model",
+    "swin_nano",
+    "--fields",
+    "patch",
+    "2",
+    "window",
+    "4",
+    "dim",
+    "12",
+    "--size",
+    "16",
+    "--batch",
+    "8",
+    "--device",
+    "cpu",
+    "--workers",
+    "0",
+]
 
 
 def call(*words):

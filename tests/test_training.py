@@ -10,9 +10,9 @@ import time
 
 import pytest
 import torch
-from pictures import class_folders
 
 import swindow
+from pictures import class_folders
 from swindow.config import from_dict, loads, read_toml, to_dict
 from swindow.data.augment import AugmentConfig
 from swindow.errors import CheckpointError, ConfigError, DataError, TrainingDiverged

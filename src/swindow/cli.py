@@ -114,7 +114,9 @@ def eval_command(words: list[str]) -> int:
         """Also write the figures to this JSON file."""
 
     asked = parse(Eval, words, prog="swindow eval")
-    evaluation = evaluate(asked.run, asked.data or None, split=asked.split or None, batch=asked.batch, device=asked.device)
+    evaluation = evaluate(
+        asked.run, asked.data or None, split=asked.split or None, batch=asked.batch, device=asked.device
+    )
     print(evaluation.table())
     if asked.out is not None:
         from swindow.checkpoints.files import write_atomic
@@ -222,8 +224,8 @@ def info_command(words: list[str]) -> int:
     height, width = counts.size
     print(
         f"{asked.name}: {counts.parameters:,} parameters; for one {height}x{width} image "
-        f"{counts.macs / 1e9:.3f} G multiply-accumulates (norms counted, as the papers do; {counts.product_macs / 1e9:.3f} "
-        f"without) and {counts.activations / 1e6:.2f} M activations\n"
+        f"{counts.macs / 1e9:.3f} G multiply-accumulates (as the papers count, with norms; "
+        f"{counts.product_macs / 1e9:.3f} without) and {counts.activations / 1e6:.2f} M activations\n"
     )
     print(stage_table(counts))
     return 0
@@ -295,8 +297,10 @@ def parse(shape: type[Arguments], words: list[str], *, prog: str, default: Argum
     """`words` as an instance of the dataclass `shape`; tyro prints help and usage errors and exits by itself."""
     import tyro
 
-    options = {} if default is None else {"default": default}
-    return tyro.cli(shape, args=words, prog=prog, config=(tyro.conf.FlagCreatePairsOff,), **options)
+    flags = (tyro.conf.FlagCreatePairsOff,)
+    if default is None:
+        return tyro.cli(shape, args=words, prog=prog, config=flags)
+    return tyro.cli(shape, args=words, prog=prog, config=flags, default=default)
 
 
 def _model_to_count(name: str, classes: int, channels: int) -> "Model":
@@ -363,9 +367,7 @@ def _starting_point(first: Any, words: list[str]) -> "TrainConfig":
     if first.resume and first.out and own.exists():
         return from_dict(TrainConfig, read_toml(own))
     given = read_toml(first.config) if first.config else {}
-    return configure(
-        first.data or str(given.pop("data", "")), recipe=first.recipe, **given, **_explicit(words, given)
-    )
+    return configure(first.data or str(given.pop("data", "")), recipe=first.recipe, **given, **_explicit(words, given))
 
 
 def _explicit(words: list[str], given: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Frozen dataclasses to plain dicts and TOML, and back, strictly.
 
-A dataclass with a ``kind`` class variable carries it along as a tag, which picks the class in a union of such. An unknown key, a missing key or a value of the wrong type is a `ConfigError` that names its path. TOML has no null:
-None is written ``"@none"``, and only that spelling reads as None.
+A dataclass with a ``kind`` class variable carries it along as a tag, which picks the class in a union of such. An
+unknown key, a missing key or a value of the wrong type is a `ConfigError` that names its path. TOML has no null: None
+is written ``"@none"``, and only that spelling reads as None.
 """
 
 import dataclasses
@@ -36,7 +37,7 @@ def from_dict(cls: type[Config], values: Mapping[str, Any]) -> Config:
         return _converter().structure(dict(values), cls)
     except ConfigError:
         raise
-    except Exception as error:  # noqa: BLE001 - cattrs raises an exception group of many kinds; all mean a bad value
+    except Exception as error:
         reasons = transform_error(error, path="config")
         raise ConfigError(f"invalid settings: {'; '.join(reasons)}") from error
 
@@ -183,7 +184,7 @@ def _exactly(value: Any, kind: type) -> Any:
 
 
 def _is_plain_union(annotation: Any) -> bool:
-    """A union of plain values and tuples of them, such as ``int | tuple[int, int] | None``; cattrs has no rule for it."""
+    """A union of plain values and tuples of them, such as ``int | tuple[int, int] | None``, not known to cattrs."""
     if len(_members(annotation)) < 2:
         return False
     plain = (bool, int, float, str, type(None), Any)

@@ -52,7 +52,7 @@ def autocast(device: torch.device, precision: Precision) -> Iterator[None]:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Highest memory so far, in bytes: the allocator's on CUDA, the driver's on MPS, else this process's resident set."""
+    """Most memory so far, in bytes: the allocator's on CUDA, the driver's on MPS, else this process's resident set."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if device.type == "mps":

@@ -1,7 +1,7 @@
 """One training step, and all the state that moves with it."""
 
 import dataclasses
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -70,7 +70,8 @@ class Learner:
         self.position = Position()
 
     @property
-    def _pixels(self) -> Preprocess:
+    def pixels(self) -> Preprocess:
+        """How images become the model's input."""
         if self.model.preprocess is None:
             raise ConfigError("the model has no preprocessing; set model.preprocess before training it")
         return self.model.preprocess
@@ -78,7 +79,7 @@ class Learner:
     @property
     def usable(self) -> Model:
         """The model to judge and to keep: the average where there is one."""
-        return self.model if self.average is None else self.average.module
+        return self.model if self.average is None else cast(Model, self.average.module)
 
     @property
     def rate(self) -> float:
@@ -118,7 +119,7 @@ class Learner:
 
     def prepare(self, batch: Batch, number: int = 0) -> tuple[Tensor, Tensor]:
         """Normalised images and targets on the device, mixed when the settings say so; `number` counts in a step."""
-        images = self._pixels.normalize(batch.images.to(self.device, non_blocking=True))
+        images = self.pixels.normalize(batch.images.to(self.device, non_blocking=True))
         targets = batch.labels.to(self.device, non_blocking=True)
         if not self.augment.mixes:
             return images, targets
@@ -129,7 +130,7 @@ class Learner:
     def as_seen(self, batch: Batch) -> Tensor:
         """A batch as the model gets it, back in pixels, ``B C H W`` uint8."""
         images, _ = self.prepare(batch)
-        mean, std = (images.new_tensor(values)[:, None, None] for values in (self._pixels.mean, self._pixels.std))
+        mean, std = (images.new_tensor(values)[:, None, None] for values in (self.pixels.mean, self.pixels.std))
         return ((images * std + mean) * 255).round().clamp(0, 255).to(torch.uint8).cpu()
 
     def tensors(self) -> dict[str, Tensor]:
@@ -162,7 +163,7 @@ class Learner:
         wrong = [name for name, value in values.items() if not torch.isfinite(value).all()]
         if wrong:
             raise TrainingDiverged(
-                f"step {self.position.step}: {', '.join(wrong)} is not finite; the weights of the last save are intact. "
+                f"step {self.position.step}: {', '.join(wrong)} is not finite; the last save is intact. "
                 "Lower optim.lr, set optim.clip 1.0, or train with precision fp32"
             )
 

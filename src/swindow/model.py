@@ -7,7 +7,7 @@ from typing import Any, get_args
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from swindow.backbones import VARIANTS, BackboneConfig
+from swindow.backbones import VARIANTS, Backbone, BackboneConfig
 from swindow.errors import ConfigError, UnknownName
 from swindow.heads import ClassifierConfig, HeadConfig
 from swindow.ops.attention import Backend
@@ -63,7 +63,7 @@ class Model(nn.Module):
 class MapBackbone(nn.Module):
     """A backbone as dense heads elsewhere expect it: a list of ``B C H W`` maps, with `.channels` and `.strides`."""
 
-    def __init__(self, body: nn.Module) -> None:
+    def __init__(self, body: Backbone) -> None:
         super().__init__()
         self.body = body
         self.channels: tuple[int, ...] = body.channels
@@ -124,7 +124,7 @@ def use_backend(model: nn.Module, name: Backend) -> None:
         raise UnknownName("attention backend", name, get_args(Backend))
     for module in model.modules():
         if hasattr(module, "backend"):
-            module.backend = name
+            setattr(module, "backend", name)  # noqa: B010 - nn.Module's own types know no such attribute
 
 
 def _variant(name: str) -> BackboneConfig:

@@ -219,7 +219,7 @@ def _layer_numbers(model: Model) -> dict[str, int]:
     """0 for the patch embedding, then one number per block; a merge counts with the stage that it ends."""
     numbers: dict[str, int] = {}
     block_count = 0
-    for number, stage in enumerate(model.backbone.stages):
+    for number, stage in enumerate(model.backbone.each_stage()):
         for name, _ in stage.named_parameters():
             inside = int(name.split(".")[1]) if name.startswith("blocks.") else len(stage.blocks) - 1
             numbers[f"backbone.stages.{number}.{name}"] = block_count + inside + 1

@@ -118,7 +118,7 @@ def clock(seconds: float) -> str:
 
 
 class Stopper:
-    """Turns SIGINT and SIGTERM into a wish: the work finishes its step, saves and stops. A second signal stops at once."""
+    """Turns SIGINT and SIGTERM into a wish: finish the step, save and stop. A second signal stops at once."""
 
     def __enter__(self) -> "Stopper":
         import signal

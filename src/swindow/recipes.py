@@ -125,7 +125,9 @@ def configure(
         DataError: the data cannot be opened.
     """
     if not data:
-        raise ConfigError("no data: name a folder, a table, a torchvision dataset or digits, as in: swindow train digits")
+        raise ConfigError(
+            "no data: name a folder, a table, a torchvision dataset or digits, as in: swindow train digits"
+        )
     facts = _facts(data, model, size, channels, seed=changes.get("seed", 0))
     name = _fitting(facts, changes) if recipe == "auto" else recipe
     if name not in RECIPES:

@@ -182,7 +182,7 @@ class RunFolder:
                 self.lock.write_text(mine)
                 return
             raise ConfigError(
-                f"{self.path} is in use by process {process} on {host}; wait for it, or delete {self.lock} if it is gone"
+                f"{self.path} is in use by process {process} on {host}; wait, or delete {self.lock} if it is gone"
             ) from None
 
     def _refuse_changes(self, config: Any, old: dict[str, Any], free: frozenset[str]) -> None:

@@ -152,8 +152,8 @@ def train(config: TrainConfig, *, resume: bool = False, progress: Progress | Non
 
     # Model
     torch.manual_seed(config.seed)
-    model = _new_model(config, source, progress).to(device)
-    model.backbone.checkpoint_blocks(config.checkpointing)
+    model, preprocess = _new_model(config, source, progress)
+    model.to(device).backbone.checkpoint_blocks(config.checkpointing)
     if config.compile:
         for block in model.backbone.blocks():
             block.compile()
@@ -161,7 +161,7 @@ def train(config: TrainConfig, *, resume: bool = False, progress: Progress | Non
     # Batches
     loader = train_loader(
         source.split("train"),
-        build_augment(config.augment, model.preprocess),
+        build_augment(config.augment, preprocess),
         batch=config.batch,
         seed=config.seed,
         workers=config.workers,
@@ -285,30 +285,31 @@ def _need_extras(config: TrainConfig) -> None:
             need(module, extra="train")
 
 
-def _new_model(config: TrainConfig, source: DataSource, progress: Progress) -> Model:
-    """The model to train, with its pixels and classes set, from scratch or from `config.weights`."""
+def _new_model(config: TrainConfig, source: DataSource, progress: Progress) -> tuple[Model, Preprocess]:
+    """The model to train, from scratch or from `config.weights`, and how images become its input."""
     fields: dict[str, Any] = {"drop_path": config.drop_path, "label_smoothing": config.label_smoothing, **config.fields}
     model = build(config.model, num_classes=len(source.classes), in_channels=config.channels, **fields)
     mean, std = PIXELS[config.channels]
-    model.preprocess = Preprocess(
+    preprocess = Preprocess(
         size=(config.size, config.size), mean=mean, std=std, fit=config.fit, crop_ratio=config.crop_ratio
     )
     model.classes = source.classes
     if config.weights:
-        progress.say(_start_from(model, config.weights))
-    return model
+        other, note = _start_from(model, config.weights)
+        progress.say(note)
+        if other is not None and other.channels == config.channels:
+            preprocess = dataclasses.replace(preprocess, mean=other.mean, std=other.std)
+    model.preprocess = preprocess
+    return model, preprocess
 
 
-def _start_from(model: Model, weights: str) -> str:
-    """Copy a checkpoint's weights into `model`, the head only if its classes are the same; say what was done."""
+def _start_from(model: Model, weights: str) -> tuple[Preprocess | None, str]:
+    """Copy a checkpoint's weights into `model`, the head if its classes are the same; its pixels, what was done."""
     other = load(weights)
     kept = other.classes == model.classes if other.classes else other.config.head == model.config.head
-    load_state(
-        model, read_tensors(find_weights(Path(weights)))[1], source=Path(weights), reset=() if kept else ("head.",)
-    )
-    if other.preprocess is not None and other.preprocess.channels == model.config.in_channels:
-        model.preprocess = dataclasses.replace(model.preprocess, mean=other.preprocess.mean, std=other.preprocess.std)
-    return f"weights from {weights}; the head is {'kept' if kept else 'new, since the classes are others'}"
+    state = read_tensors(find_weights(Path(weights)))[1]
+    load_state(model, state, source=Path(weights), reset=() if kept else ("head.",))
+    return other.preprocess, f"weights from {weights}; the head is {'kept' if kept else 'new, for other classes'}"
 
 
 def _steps(loader: Any, epoch: int, done: int, accumulate: int) -> Iterator[list[Batch]]:

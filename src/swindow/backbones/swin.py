@@ -1,8 +1,8 @@
 """Swin Transformer (Liu et al. 2021, arXiv 2103.14030): a pyramid from attention in shifted local windows."""
 
 import dataclasses
-from collections.abc import Iterator
-from typing import ClassVar
+from collections.abc import Iterable, Iterator
+from typing import ClassVar, cast
 
 import torch
 from jaxtyping import Float
@@ -48,7 +48,9 @@ class SwinConfig:
         if min(self.dim, self.window, self.patch, *self.depths, *self.num_heads) < 1:
             raise ConfigError("dim, window, patch and every entry of depths and num_heads must be at least 1")
         if self.mlp_ratio * self.dim < 1:
-            raise ConfigError(f"mlp_ratio is {self.mlp_ratio}; the MLP needs at least 1 hidden channel for dim {self.dim}")
+            raise ConfigError(
+                f"mlp_ratio is {self.mlp_ratio}; the MLP needs at least 1 hidden channel for dim {self.dim}"
+            )
         for channels, heads in zip(self.channels, self.num_heads, strict=True):
             if channels % heads:
                 raise ConfigError(f"{channels} channels cannot be split over {heads} heads; change dim or num_heads")
@@ -110,7 +112,7 @@ class WindowAttention(nn.Module):
         )
 
     def project(self, x: Tokens) -> Float[Tensor, "B H2 W2 3 N D"]:
-        """Queries, keys and values on the padded map; padded first, so that padded tokens carry qkv's bias, as published."""
+        """Queries, keys and values on the map; padded first, so that padded tokens carry qkv's bias, as published."""
         return self.qkv(pad_to_windows(x, self.window)).unflatten(-1, (3, self.num_heads, -1))
 
     def bias(self) -> Float[Tensor, "N T T"]:
@@ -196,7 +198,7 @@ class Swin(nn.Module):
             )
         x = self.dropout(self.patch_embed(images))
         maps = []
-        for stage in self.stages[: self.out_stages[-1] + 1]:
+        for stage in self.each_stage()[: self.out_stages[-1] + 1]:
             x = stage(x)
             maps.append(x)
             if stage.merge is not None:
@@ -205,12 +207,16 @@ class Swin(nn.Module):
 
     def blocks(self) -> Iterator[Block]:
         """Every block, first to last: the unit of checkpointing, compilation and sharding."""
-        for stage in self.stages:
-            yield from stage.blocks
+        for stage in self.each_stage():
+            yield from cast(Iterable[Block], stage.blocks)
+
+    def each_stage(self) -> list["Stage"]:
+        """The stages, finest first, with their type: a ModuleList forgets it."""
+        return [cast(Stage, stage) for stage in self.stages]
 
     def checkpoint_blocks(self, enabled: bool = True) -> None:
         """In training, keep only the blocks' inputs and compute the rest again in the backward pass."""
-        for stage in self.stages:
+        for stage in self.each_stage():
             stage.checkpointing = enabled
 
 

@@ -232,7 +232,7 @@ def _labelled(images: Images, pixels: Tensor, indices: np.ndarray, bad: Sequence
 
 
 def _is_broken_pipe(error: Exception) -> bool:
-    """Whether a reading process is gone; what went wrong *in* one comes as "Caught ... in DataLoader worker process"."""
+    """Whether a reading process is gone; an error *in* one comes as "Caught ... in DataLoader worker process"."""
     if isinstance(error, RuntimeError):
         return "DataLoader worker (pid" in str(error)
     return not str(error).startswith("Caught ")

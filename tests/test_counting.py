@@ -1,0 +1,152 @@
+"""Counts against the published numbers, an independent formula, and what torch sees when the model runs."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from swindow.counting import count, stage_table
+from swindow.model import Model, build, use_backend
+
+Tiny = Callable[..., Model]
+
+PUBLISHED = {
+    # name: parameters, GMACs of Microsoft and of torchvision (large is not theirs), millions of activations (timm)
+    "swin_tiny": (28_288_354, 4.494, 4.491, 17.06),
+    "swin_small": (49_606_258, 8.747, 8.741, 27.47),
+    "swin_base": (87_768_224, 15.438, 15.431, 36.63),
+    "swin_large": (196_532_476, 34.487, None, 54.94),
+}
+
+
+def on_meta(name: str, **fields: int) -> Model:
+    """Shapes without memory."""
+    with torch.device("meta"):
+        return build(name, **fields).eval()
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_counts(name: str) -> None:
+    parameters, microsoft, torchvision, activations = PUBLISHED[name]
+    counts = count(on_meta(name), 224)
+    assert counts.parameters == parameters
+    assert round(counts.macs / 1e9, 3) == microsoft
+    assert torchvision is None or round(counts.product_macs / 1e9, 3) == torchvision
+    assert counts.activations / 1e6 == pytest.approx(activations, abs=0.006)
+
+
+def microsoft_flops(dim: int, depths: tuple[int, ...], window: int, size: int, classes: int = 1000) -> int:
+    """The sum of every `flops()` in Microsoft's repository, for sizes that the windows divide."""
+    patches = size // 4
+    total = patches**2 * dim * 3 * 16 + patches**2 * dim
+    for stage, depth in enumerate(depths):
+        side, channels = patches // 2**stage, dim * 2**stage
+        tokens, seen = side**2, window**2
+        attention = seen * channels * 3 * channels + 2 * seen * seen * channels + seen * channels * channels
+        total += depth * (2 * tokens * channels + tokens // seen * attention + 2 * tokens * channels * channels * 4)
+        if stage < len(depths) - 1:
+            total += tokens * channels + tokens // 4 * 4 * channels * 2 * channels
+    last = dim * 2 ** (len(depths) - 1)
+    return total + last * patches**2 // 2 ** len(depths) + last * classes
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize(("window", "size"), [(7, 224), (12, 384), (8, 256), (7, 448)])
+def test_macs_are_microsoft_s_to_the_last_digit(name: str, window: int, size: int) -> None:
+    model = on_meta(name, window=window)
+    config = model.config.backbone
+    assert count(model, size).macs == microsoft_flops(config.dim, config.depths, window, size)
+
+
+def test_the_formula_above_gives_the_sums_that_microsoft_s_code_prints() -> None:
+    assert microsoft_flops(96, (2, 2, 6, 2), 7, 224) == 4_494_405_120
+    assert microsoft_flops(128, (2, 2, 18, 2), 12, 384) == 47_105_253_376
+
+
+@pytest.mark.parametrize("backend", ["reference", "sdpa"])
+@pytest.mark.parametrize("size", [(32, 32), (33, 50), (8, 70), (1, 1), (7, 9)])
+def test_product_macs_are_what_torch_counts_at_any_size(tiny: Tiny, size: tuple[int, int], backend: str) -> None:
+    with torch.device("meta"):
+        model = tiny(in_channels=2, mlp_ratio=3.0)
+        use_backend(model, backend)  # type: ignore[arg-type]
+        with FlopCounterMode(display=False) as counter:
+            model(torch.empty(1, 2, *size))
+    assert counter.get_total_flops() == 2 * count(model, size).product_macs
+
+
+@pytest.mark.parametrize("name", ["swin_tiny", "swin_small", "swin_base"])
+def test_product_macs_of_the_published_models_are_what_torch_counts(name: str) -> None:
+    model = on_meta(name)
+    with FlopCounterMode(display=False) as counter:
+        model(torch.empty(1, 3, 224, 224, device="meta"))
+    assert counter.get_total_flops() == 2 * count(model, 224).product_macs
+
+
+@pytest.mark.parametrize("size", [(32, 32), (21, 38)])
+def test_norm_macs_are_the_values_that_norms_read(tiny: Tiny, size: tuple[int, int]) -> None:
+    model, read = tiny(), {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.LayerNorm):
+            module.register_forward_hook(lambda _, inputs, out, name=name: read.update({name: inputs[0].numel()}))
+    model(torch.randn(1, 3, *size))
+    del read["backbone.norms.1"]  # of which Microsoft counts another number
+    counts = count(model, size)
+    assert sum(part.cost.norms for part in counts.parts[:-1]) == sum(read.values())
+
+
+class ProductOutputs(TorchDispatchMode):
+    """Adds up the sizes of what matrix products and convolutions put out."""
+
+    PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "convolution")
+    values = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func.overloadpacket.__name__ in self.PRODUCTS:
+            self.values += out.numel()
+        return out
+
+
+@pytest.mark.parametrize("size", [(32, 32), (21, 38), (1, 1)])
+def test_activations_are_the_outputs_of_products(tiny: Tiny, size: tuple[int, int]) -> None:
+    with torch.device("meta"):
+        model = tiny()
+        use_backend(model, "reference")
+        with ProductOutputs() as seen:
+            model(torch.empty(1, 3, *size))
+    assert seen.values == count(model, size).activations
+
+
+def test_parts_are_the_whole_model(tiny: Tiny) -> None:
+    model = tiny()
+    counts = count(model, (21, 38))
+    assert counts.parameters == sum(parameter.numel() for parameter in model.parameters())
+    assert [part.name for part in counts.parts] == ["patches", "stage 1", "stage 2", "head"]
+    assert [part.grid for part in counts.parts] == [(11, 19), (11, 19), (6, 10), (6, 10)]
+    assert [part.channels for part in counts.parts] == [8, 8, 16, 5]
+    assert [part.shift for part in counts.parts[1:3]] == [(2, 2), (2, 2)]
+    assert sum(part.macs for part in counts.parts) == counts.macs
+
+
+def test_counting_neither_runs_nor_changes_the_model(tiny: Tiny) -> None:
+    model = tiny()
+    model.forward = None  # type: ignore[assignment, method-assign]
+    assert count(model, 16) == count(model, (16, 16))
+
+
+def test_the_stage_table_is_one_to_read() -> None:
+    lines = stage_table(count(on_meta("swin_tiny"), 224)).splitlines()
+    assert lines == [
+        "part      grid  channels  blocks  heads  window  shift  parameters       MACs",
+        "patches  56x56        96                                     4,896     14.8 M",
+        "stage 1  56x56        96       2      3     7x7    3x3     299,190    811.9 M",
+        "stage 2  28x28       192       2      6     7x7    3x3   1,188,204    781.7 M",
+        "stage 3  14x14       384       6     12     7x7    3x3  11,841,672  2,183.9 M",
+        "stage 4    7x7       768       2     24     7x7    0x0  14,183,856    701.2 M",
+        "head       7x7      1000                                   770,536      0.9 M",
+        "sum                                                     28,288,354  4,494.4 M",
+    ]
