@@ -1,4 +1,4 @@
-"""How fast are we beside our peers on this CPU: `python benchmarks/speed.py [--quick]`.
+"""How fast are we beside our peers on this CPU: `python benchmarks/speed.py [--quick] [--one-thread]`.
 
 Runs of the competitors alternate (A B C A B C ...), and a ratio is the median of the ratios of runs that lie side by
 side, so a machine that slows down for a minute slows all of them. Prints tables and writes
@@ -20,13 +20,12 @@ from torch.nn import functional as F
 
 import swindow.model
 
-THREADS = 2
 Runs = dict[str, Callable[[], object]]
 
 
-def main(quick: bool) -> None:
+def main(*, quick: bool, threads: int) -> None:
     """Measure everything, print it and write it down."""
-    torch.set_num_threads(THREADS)
+    torch.set_num_threads(threads)
     torch.manual_seed(0)
     rounds = 3 if quick else 15
     tables = {
@@ -36,7 +35,7 @@ def main(quick: bool) -> None:
     }
     for title, table in tables.items():
         show(title, table)
-    setting = {"threads": THREADS, "instructions": torch.backends.cpu.get_cpu_capability(), "rounds": rounds}
+    setting = {"threads": threads, "instructions": torch.backends.cpu.get_cpu_capability(), "rounds": rounds}
     sys.stdout.write(f"\n{write_record('speed', {'setting': setting, 'tables': tables})}\n")
 
 
@@ -127,4 +126,4 @@ def show(title: str, table: dict[str, dict[str, float]]) -> None:
 
 
 if __name__ == "__main__":
-    main(quick="--quick" in sys.argv[1:])
+    main(quick="--quick" in sys.argv[1:], threads=1 if "--one-thread" in sys.argv[1:] else 2)

@@ -65,7 +65,7 @@ def assert_same(ours: Model, theirs: nn.Module, stages: Iterable[nn.Module], ima
 
 
 def torchvision_stages(model: nn.Module) -> list[nn.Module]:
-    return [stage for stage in model.features[1::2]]
+    return list(model.features[1::2])
 
 
 @pytest.fixture(scope="module")

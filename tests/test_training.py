@@ -299,3 +299,14 @@ def test_due_and_default_out(tmp_path, monkeypatch):
 def test_none_and_every_setting_round_trip_through_toml(config):
     assert to_dict(config)["weights"] is None
     assert 'weights = "@none"' in swindow_toml(config)
+
+
+def test_a_file_in_two_splits_is_warned_of(config, tmp_path):
+    for split in ("train", "val"):
+        class_folders(tmp_path / "data" / split, per_class=2)
+    said = []
+    watcher = Silent()
+    watcher.say = said.append
+    leaky = dataclasses.replace(config, data=str(tmp_path / "data"), batch=4, max_steps=1)
+    train(leaky, progress=watcher)
+    assert any(line.startswith("warning: 6 images in more than one split") for line in said)

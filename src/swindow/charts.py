@@ -161,7 +161,9 @@ def _line(line: Series, x: _Scale, y: _Scale) -> str:
     path = _tag("polyline", cls=f"line {line.style}", points=" ".join(f"{a:.1f},{b:.1f}" for a, b in places))
     if len(places) > 40:
         return path
-    return path + "".join(_tag("circle", cls=f"dot {line.style}", cx=a, cy=b, r=2.4) for a, b in places)
+    return path + "".join(
+        _tag("circle", cls=f"dot {line.style}", cx=a, cy=b, r=2.4 if len(places) > 8 else 3.2) for a, b in places
+    )
 
 
 def _legend(lines: Sequence[Series]) -> list[str]:

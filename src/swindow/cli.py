@@ -367,13 +367,15 @@ def _starting_point(first: Any, words: list[str]) -> "TrainConfig":
     if first.resume and first.out and own.exists():
         return from_dict(TrainConfig, read_toml(own))
     given = read_toml(first.config) if first.config else {}
-    return configure(first.data or str(given.pop("data", "")), recipe=first.recipe, **given, **_explicit(words, given))
+    given |= _explicit(words)
+    data = first.data or str(given.get("data", ""))
+    return configure(**{**given, "data": data})
 
 
-def _explicit(words: list[str], given: dict[str, Any]) -> dict[str, Any]:
+def _explicit(words: list[str]) -> dict[str, Any]:
     """The flags that a recipe must know of, since other settings follow from them."""
     scout = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for flag, kind in {"--model": str, "--size": int, "--channels": int, "--weights": str}.items():
+    for flag, kind in {"--recipe": str, "--model": str, "--size": int, "--channels": int, "--weights": str}.items():
         scout.add_argument(flag, type=kind)
     known = vars(scout.parse_known_args(words)[0])
     return {name: value for name, value in known.items() if value is not None}

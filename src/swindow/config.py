@@ -30,7 +30,10 @@ def from_dict(cls: type[Config], values: Mapping[str, Any]) -> Config:
     Raises:
         ConfigError: an unknown or missing field, or a value of the wrong type; the message gives the path.
     """
-    from cattrs import transform_error  # cattrs takes 40 ms; `import swindow` does not need it
+    from cattrs.v import format_exception, transform_error  # cattrs takes 40 ms; `import swindow` does not need it
+
+    def reason(error: BaseException, kind: Any) -> str:
+        return str(error) if isinstance(error, ConfigError) else format_exception(error, kind)
 
     _refuse_unknown(cls, values, "")
     try:
@@ -38,7 +41,7 @@ def from_dict(cls: type[Config], values: Mapping[str, Any]) -> Config:
     except ConfigError:
         raise
     except Exception as error:
-        reasons = transform_error(error, path="config")
+        reasons = transform_error(error, path="config", format_exception=reason)
         raise ConfigError(f"invalid settings: {'; '.join(reasons)}") from error
 
 
@@ -93,9 +96,17 @@ def _plain(value: Any) -> Any:
 def _merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     result = dict(old)
     for key, value in new.items():
-        nested = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
-        result[key] = _merged(result[key], value) if nested else value
+        before = result.get(key)
+        if isinstance(value, Mapping) and isinstance(before, Mapping) and _same_kind(before, value):
+            result[key] = _merged(before, value)
+        else:
+            result[key] = value
     return result
+
+
+def _same_kind(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether `new` speaks of the class that `old` is; another class has other fields and starts from its defaults."""
+    return new.get("kind") in (None, old.get("kind"))
 
 
 def _spell_none(value: Any) -> Any:
@@ -165,7 +176,7 @@ def _by_tag(value: Any, annotation: Any) -> Any:
     if value is None and type(None) in _members(annotation):
         return None
     if not isinstance(value, Mapping):
-        raise TypeError(f"{value!r} is not a table")
+        raise ConfigError(f"{value!r} is not a table")
     options = {member.kind: member for member in _members(annotation) if member is not type(None)}
     tag = value.get("kind", next(iter(options)) if len(options) == 1 else None)
     if tag not in options:
@@ -179,7 +190,7 @@ def _exactly(value: Any, kind: type) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) is not kind:
-        raise TypeError(f"{value!r} is not {'an' if kind is int else 'a'} {kind.__name__}")
+        raise ConfigError(f"{value!r} is not {'an' if kind is int else 'a'} {kind.__name__}")
     return value
 
 
@@ -204,4 +215,4 @@ def _one_of(value: Any, annotation: Any) -> Any:
             return converter.structure(value, member)
         except Exception:  # noqa: BLE001, S112 - the next member may fit; when none does, the error below names all
             continue
-    raise TypeError(f"{value!r} is not {annotation}")
+    raise ConfigError(f"{value!r} is not {annotation}")

@@ -84,16 +84,19 @@ def build(name: str, *, num_classes: int = 1000, in_channels: int = 3, **fields:
 
 
 def backbone(
-    name: str, *, out_stages: tuple[int, ...] = (0, 1, 2, 3), in_channels: int = 3, **fields: Any
+    name: str, *, out_stages: tuple[int, ...] | None = None, in_channels: int = 3, **fields: Any
 ) -> MapBackbone:
     """A freshly initialised backbone by its name that gives one NCHW map for each of `out_stages`, each normed.
+
+    None stands for every stage, which is (0, 1, 2, 3) for the published models.
 
     Raises:
         UnknownName: no such model, or no such field.
         ConfigError: a value that cannot be, or stages that the backbone does not have.
     """
     config = dataclasses.replace(_variant(name), **_checked(fields, _variant(name)))
-    return MapBackbone(config.build(in_channels=in_channels, out_stages=tuple(out_stages)))
+    stages = range(len(config.depths)) if out_stages is None else out_stages
+    return MapBackbone(config.build(in_channels=in_channels, out_stages=tuple(stages)))
 
 
 def models(pattern: str = "*") -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 
 from swindow.checkpoints import find_weights, load, load_state, read_tensors
-from swindow.data import DataSource, open_data, split_record
+from swindow.data import DataSource, duplicates_across, open_data, split_record
 from swindow.data.augment import AugmentConfig, build_augment
 from swindow.data.loading import BadImages, Batch, train_loader
 from swindow.devices import pick_device, pick_precision
@@ -149,6 +149,7 @@ def train(config: TrainConfig, *, resume: bool = False, progress: Progress | Non
         limits=ImageLimits(max_pixels=config.max_pixels),
     )
     progress.say(source.describe())
+    _warn_of_leaks(source, progress)
 
     # Model
     torch.manual_seed(config.seed)
@@ -283,6 +284,17 @@ def _need_extras(config: TrainConfig) -> None:
     }.items():
         if needed:
             need(module, extra="train")
+
+
+def _warn_of_leaks(source: DataSource, progress: Progress) -> None:
+    """Say which files stand in two splits: what is learned by heart there looks like accuracy."""
+    leaks = duplicates_across(source)
+    if leaks:
+        first = f"{leaks[0].name} ({leaks[0].split}) and {leaks[0].other_name} ({leaks[0].other_split})"
+        progress.say(
+            f"warning: {len(leaks)} image{'s' if len(leaks) > 1 else ''} in more than one split, such as {first}; "
+            "accuracy will look too good. swindow data check lists them"
+        )
 
 
 def _new_model(config: TrainConfig, source: DataSource, progress: Progress) -> tuple[Model, Preprocess]:

@@ -147,6 +147,13 @@ def test_output_maps_are_the_normed_stage_maps(stages: tuple[int, ...]) -> None:
         torch.testing.assert_close(output, expected.permute(0, 3, 1, 2))
 
 
+def test_every_stage_is_asked_for_by_default(small: Model) -> None:
+    config = small.config.backbone
+    maps = backbone(small.config.name, dim=config.dim)
+    assert maps.channels == config.channels
+    assert [x.shape[1] for x in maps(torch.randn(1, 3, 32, 32))] == list(config.channels)
+
+
 def test_stages_that_nobody_asked_for_are_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
     maps = backbone("swin_micro", out_stages=(0,), **SMALL)
     monkeypatch.setattr(maps.body.stages[1], "forward", None)

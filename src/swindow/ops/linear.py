@@ -14,8 +14,8 @@ def linear(
 ) -> Float[Tensor, "... O"]:
     """``x @ weight.T + bias``: `F.linear`, or for a ``B H W I`` map the same sum as a pointwise convolution.
 
-    In fp32 `F.linear` always calls MKL, which takes its AVX2 path on AMD processors. A 1x1 convolution of the same
-    memory, seen as channels-last images, calls oneDNN, which uses AVX-512 everywhere: twice as fast, and so backward.
+    In fp32 `F.linear` calls MKL, whose log names no AVX-512 on AMD processors, where it runs at half speed. A 1x1
+    convolution of the same memory, seen as channels-last images, calls oneDNN: twice as fast, backward nearly so.
     """
     if not convolves_faster(x):
         return F.linear(x, weight, bias)

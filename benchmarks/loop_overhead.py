@@ -1,0 +1,115 @@
+"""What our training loop costs beyond the work itself: `python benchmarks/loop_overhead.py`.
+
+`swindow.train` with everything on (metrics, event files, average of weights off) against a bare loop of the same
+model, loader, precision and optimiser: forward, loss, backward, clip, step. The two alternate; the ratio is the median
+of neighbouring runs.
+"""
+
+import dataclasses
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from record import write_record
+
+import swindow
+from swindow.data import open_data
+from swindow.data.augment import build_augment
+from swindow.data.loading import train_loader
+from swindow.devices import autocast, pick_precision
+from swindow.learner import Learner
+from swindow.progress import Lines
+from swindow.training import TrainConfig, train
+
+STEPS, ROUNDS = 60, 7
+
+
+class Clock(Lines):
+    """Plain lines, as in a log, and the time between the first step and the last."""
+
+    def begin(self, title: str, total: int, done: int = 0) -> None:
+        super().begin(title, total, done)
+        self.began_at = time.perf_counter()
+
+    def end(self) -> None:
+        self.seconds = time.perf_counter() - self.began_at
+
+    def say(self, line: str) -> None:
+        return
+
+
+def main() -> None:
+    config = dataclasses.replace(
+        swindow.configure("digits"),
+        fields={"patch": 1},
+        epochs=10,
+        max_steps=STEPS,
+        eval_every=10,
+        save_minutes=1e9,
+        report=False,
+    )
+    config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, ema=0.0, clip=1.0))
+    ratios, ours, bare = [], [], []
+    for number in range(ROUNDS + 1):
+        pair = with_train(config), without(config)
+        if number:
+            ours.append(pair[0])
+            bare.append(pair[1])
+            ratios.append(pair[0] / pair[1])
+    figures = {
+        "ratio": statistics.median(ratios),
+        "step_ms": 1e3 * statistics.median(ours) / STEPS,
+        "bare_step_ms": 1e3 * statistics.median(bare) / STEPS,
+        "ratios": ratios,
+    }
+    print(figures)
+    print(write_record("loop-overhead", {"steps": STEPS, "rounds": ROUNDS, **figures}))
+
+
+def with_train(config: TrainConfig) -> float:
+    with tempfile.TemporaryDirectory() as folder:
+        clock = Clock()
+        train(dataclasses.replace(config, out=str(Path(folder) / "run")), progress=clock)
+        return clock.seconds
+
+
+def without(config: TrainConfig) -> float:
+    device = torch.device("cpu")
+    precision = pick_precision(config.precision, device)
+    source = open_data(config.data, channels=config.channels, seed=config.seed)
+    torch.manual_seed(config.seed)
+    model = swindow.build(config.model, num_classes=10, in_channels=1, drop_path=config.drop_path, **config.fields)
+    model.preprocess = swindow.training.Preprocess(
+        size=(config.size, config.size), mean=(0.449,), std=(0.226,), crop_ratio=config.crop_ratio
+    )
+    loader = train_loader(
+        source.split("train"), build_augment(config.augment, model.preprocess), batch=config.batch, seed=0, workers=0
+    )
+    total = len(loader) * config.epochs
+    learner = Learner(
+        model, config.optim, config.augment, total=total, seed=0, device=device, precision=precision
+    )  # for its optimisers and its schedule only
+    optimizers = learner.optimizer.parts
+    thirds, off = learner.optimizer, learner.scaler
+    model.train()
+    began, done = time.perf_counter(), 0
+    for epoch in range(config.epochs):
+        loader.batch_sampler.start(epoch, 0)
+        for batch in loader:
+            thirds.set_rate(learner.rate)
+            with autocast(device, precision):
+                losses = model.head.loss(model.outputs(model.preprocess.normalize(batch.images)), batch.labels)
+            losses["cross_entropy"].backward()
+            thirds.collect(off)
+            thirds.step(off)
+            done += 1
+            if done == STEPS:
+                assert optimizers
+                return time.perf_counter() - began
+    raise AssertionError(f"fewer than {STEPS} steps in {config.epochs} epochs")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""The documents keep their word: Python blocks run, links lead somewhere, commands and flags exist."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from swindow import cli
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
+
+
+def blocks(page):
+    return re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "docs" / "train.md"], ids=lambda page: page.name)
+def test_python_blocks_run(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert blocks(page)
+    for block in blocks(page):
+        exec(compile(block, str(page), "exec"), {})  # noqa: S102 - our own documents
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_within_the_project_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+        if "://" not in target:
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_exist(page):
+    for line in re.findall(r"^(?:\$ )?swindow (\S+)", page.read_text(encoding="utf-8"), flags=re.M):
+        assert line in {*cli.COMMANDS, "--help"}, f"{page.name} shows swindow {line}"
+
+
+def test_every_flag_in_the_guide_exists(capsys):
+    guide = (ROOT / "docs" / "train.md").read_text(encoding="utf-8")
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--help"])
+    known = capsys.readouterr().out
+    for flag in set(re.findall(r"--[a-z][a-z.-]+", guide)) - {"--help"}:
+        assert flag in known, f"docs/train.md shows {flag}"
