@@ -31,7 +31,7 @@ $(READY): requirements.lock pyproject.toml
 	@echo "$(CURDIR)" > $(VENV)/.home && touch $@
 
 demo: setup  ## train on 1,797 scanned digits, judge, predict, explain (three minutes on two cores)
-	@$(BIN)/python examples/demo.py --out $(DEMO)
+	@OMP_WAIT_POLICY=passive $(BIN)/python examples/demo.py --out $(DEMO)
 
 test: setup  ## the fast tests (tiny configs), in two passes: with shapes checked, and compiled
 	$(PYTEST) -n 2 -m "not slow and not gpu and not compiled" --jaxtyping-packages=swindow,beartype.beartype

@@ -104,9 +104,7 @@ PRINT_HEAVY = f"import sys; print(*[name for name in {HEAVY} if name in sys.modu
     [
         ("import swindow", ""),
         ("import swindow.cli", ""),
-        ("import swindow; swindow.build", "torch"),
-        ("import swindow; swindow.build('swin_nano', dim=6); swindow.load", "torch"),
-        ("import swindow; swindow.Predictor", "torch"),
+        ("from swindow import Predictor, build, load; build('swin_nano', dim=6)", "torch"),
     ],
 )
 def test_importing_takes_in_no_more_than_it_needs(code: str, loaded: str) -> None:

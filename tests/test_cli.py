@@ -128,7 +128,7 @@ def test_predict_writes_a_row_for_every_file_and_says_when_one_is_bad(trained, t
     rows = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
     assert len(rows) == 7
     assert sum("error" in row for row in rows) == 1
-    assert len(list(csv.reader((out / "predictions.csv").open()))) == 8
+    assert len(list(csv.reader((out / "predictions.csv").read_text(encoding="utf-8").splitlines()))) == 8
     assert (out / "sheet.png").stat().st_size > 1000
 
 

@@ -41,7 +41,7 @@ def test_they_are_also_what_python_would_raise(name: str, parent: type[Exception
     ],
 )
 def test_an_unknown_name_offers_the_nearest_or_all(name: str, message: str) -> None:
-    assert str(UnknownName("model", name, ["swin_tiny", "swin_small", "swin_base"])).startswith(message[:-1])
+    assert str(UnknownName("model", name, ["swin_tiny", "swin_small", "swin_base"])) == message
 
 
 @pytest.mark.parametrize(

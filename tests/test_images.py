@@ -264,6 +264,11 @@ def test_a_pillow_image_of_a_mode_that_has_no_meaning_is_refused() -> None:
         read_image(Image.new("I", (4, 4), -5))
 
 
+def test_a_picture_without_pixels_is_refused() -> None:
+    with pytest.raises(DataError, match=r"has no pixels \(0 × 4\); replace"):
+        read_image(Image.new("RGB", (0, 4)))
+
+
 def test_headers_say_grey_or_colour(tmp_path: Path) -> None:
     path = tmp_path / "grey.jpg"
     path.write_bytes(hostile.encode(hostile.grey(hostile.picture()), "JPEG"))

@@ -217,7 +217,7 @@ def test_compiling_at_a_size_with_or_without_padding(tiny: Tiny, padded: bool) -
 @pytest.mark.compiled
 @pytest.mark.usefixtures("fresh_compiler")
 def test_an_exported_graph_serves_every_size_that_needs_no_padding(tiny: Tiny) -> None:
-    """Whether to pad is decided in Python, so an exported graph keeps to one answer: here sides of 16 times a number."""
+    """Whether to pad is decided in Python, so an exported graph keeps to one answer: sides of 16 times a number."""
     model = tiny(depths=(2, 1))
     height, width = (16 * torch.export.Dim(name, min=2, max=8) for name in ("rows", "columns"))
     sizes = ({0: torch.export.Dim("batch"), 2: height, 3: width},)

@@ -310,3 +310,12 @@ def test_a_file_in_two_splits_is_warned_of(config, tmp_path):
     leaky = dataclasses.replace(config, data=str(tmp_path / "data"), batch=4, max_steps=1)
     train(leaky, progress=watcher)
     assert any(line.startswith("warning: 6 images in more than one split") for line in said)
+
+
+def test_data_that_changed_under_a_run_is_refused(config, tmp_path):
+    data = class_folders(tmp_path / "data")
+    config = dataclasses.replace(config, data=str(data))
+    run(config, max_steps=1)
+    (data / "red" / "000.png").unlink()
+    with pytest.raises(DataError, match=r"not what .* was started with"):
+        run(config, resume=True)

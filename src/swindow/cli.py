@@ -40,6 +40,9 @@ USUAL, SMALL = 224, 32  # pixels: what models are counted at when nobody says
 def main(arguments: list[str] | None = None) -> None:
     """Run one command and exit: 0 done, 1 done with failures, 2 refused, 130 and 143 stopped by a signal."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    # Threads that spin while they wait starve each other on a shared machine: training was up to ten times slower
+    # (docs/log.md). Read when torch is loaded, so it is the program's to say, not the library's.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     try:

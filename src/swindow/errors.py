@@ -33,7 +33,7 @@ class UnknownName(ConfigError):
 
     def __init__(self, kind: str, name: str, allowed: Iterable[str]) -> None:
         allowed = sorted(allowed)
-        near = difflib.get_close_matches(name, allowed, n=3, cutoff=0.5)
+        near = difflib.get_close_matches(name, allowed, n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(allowed)}"
         super().__init__(f"unknown {kind} {name!r}; {hint}")
         self.arguments = (kind, name, allowed)

@@ -127,11 +127,11 @@ class Learner:
         seed = sample_seed(self.seed, self.position.step, STEP_STREAM + 1 + number)
         return mix_batch(images, shares, self.augment, seed)
 
-    def as_seen(self, batch: Batch) -> Tensor:
-        """A batch as the model gets it, back in pixels, ``B C H W`` uint8."""
-        images, _ = self.prepare(batch)
+    def as_seen(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """A batch as the model gets it, back in pixels, ``B C H W`` uint8, and its targets."""
+        images, targets = self.prepare(batch)
         mean, std = (images.new_tensor(values)[:, None, None] for values in (self.pixels.mean, self.pixels.std))
-        return ((images * std + mean) * 255).round().clamp(0, 255).to(torch.uint8).cpu()
+        return ((images * std + mean) * 255).round().clamp(0, 255).to(torch.uint8).cpu(), targets.cpu()
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything but the usable weights that an exact resume needs."""

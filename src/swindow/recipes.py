@@ -60,7 +60,7 @@ def small_images(facts: Facts) -> TrainConfig:
         fields={} if facts.model else {"patch": 4 if facts.side >= 28 else 2},
         size=facts.size or facts.side,
         crop_ratio=1.0,
-        epochs=_epochs(facts, images=900_000, least=10),
+        epochs=_epochs(facts, images=600_000, least=10),
         batch=128,
         drop_path=0.0,
         label_smoothing=0.0,

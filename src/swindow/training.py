@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,11 +11,11 @@ from typing import Any, Literal
 import torch
 
 from swindow.checkpoints import find_weights, load, load_state, read_tensors
-from swindow.data import DataSource, duplicates_across, open_data, split_record
+from swindow.data import DataSource, duplicates_across, open_data, split_changes, split_record
 from swindow.data.augment import AugmentConfig, build_augment
 from swindow.data.loading import BadImages, Batch, train_loader
 from swindow.devices import pick_device, pick_precision
-from swindow.errors import ConfigError, need
+from swindow.errors import ConfigError, DataError, need
 from swindow.evaluation import Evaluation, evaluate
 from swindow.images import ImageLimits
 from swindow.learner import Learner
@@ -149,6 +150,7 @@ def train(config: TrainConfig, *, resume: bool = False, progress: Progress | Non
         limits=ImageLimits(max_pixels=config.max_pixels),
     )
     progress.say(source.describe())
+    source.split("val")  # without one there is nothing to choose the best weights by: say so before the work
     _warn_of_leaks(source, progress)
 
     # Model
@@ -186,7 +188,7 @@ def train(config: TrainConfig, *, resume: bool = False, progress: Progress | Non
     run = RunFolder(config.out or default_out(config), tensorboard=config.tensorboard)
     saved = run.open(config, resume=resume, free=FREE)
     with run, Stopper() as stopper:
-        run.write_json("split.json", split_record(source))
+        _keep_split(run, source)
         if saved is not None:
             learner.take_up(saved)
             progress.say(f"resumed at step {learner.position.step} of {learner.total}")
@@ -284,6 +286,20 @@ def _need_extras(config: TrainConfig) -> None:
     }.items():
         if needed:
             need(module, extra="train")
+
+
+def _keep_split(run: RunFolder, source: DataSource) -> None:
+    """Record which image is in which split; refuse to go on with images that have changed sides, come or gone.
+
+    Raises:
+        DataError: the data is not what the run was started with.
+    """
+    path = run.path / "split.json"
+    if path.exists():
+        changes = split_changes(source, json.loads(path.read_text(encoding="utf-8")))
+        if changes:
+            raise DataError(f"{source.source} is not what {run.path} was started with ({'; '.join(changes)})")
+    run.write_json("split.json", split_record(source))
 
 
 def _warn_of_leaks(source: DataSource, progress: Progress) -> None:
@@ -410,13 +426,13 @@ def _finish(
     if config.report:
         from swindow.reporting import write_report  # matplotlib takes a second; a run without a report does without
 
-        batch = next(_steps(loader, 0, 0, 1))[0]
+        pixels, targets = learner.as_seen(next(_steps(loader, 0, 0, 1))[0])
         report = write_report(
             run.path,
             evaluation=evaluation,
             images=source.split(split),
-            batch=learner.as_seen(batch),
-            labels=batch.labels,
+            batch=pixels,
+            labels=targets,
             classes=source.classes,
             facts={"data": source.describe(), "model": config.model, "recipe": config.recipe, **facts},
         )

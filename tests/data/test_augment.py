@@ -2,6 +2,7 @@
 
 import math
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -103,6 +104,15 @@ def test_files_of_any_size_end_at_the_models_size() -> None:
         for height, width in ((50, 40), (9, 300), (1, 5000), (24, 24)):
             image = torch.randint(0, 256, (height, width, 3), dtype=torch.uint8).permute(2, 0, 1)
             assert augment(image, sample_seed(0, 0, 1)).shape == (3, 24, 24), name
+
+
+def test_crop_and_colour_draw_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one seed for both, every image cropped at the top would also be erased at the top."""
+    seen: list[int] = []
+    augment = build_augment(EVERYTHING["all"], preprocess())
+    monkeypatch.setattr(torch, "default_generator", SimpleNamespace(manual_seed=seen.append))
+    augment(pictures(1)[0], 5)
+    assert len(seen) == len(set(seen)) == 2
 
 
 def test_erasing_paints_the_mean_colour() -> None:

@@ -43,6 +43,7 @@ def plant(root: Path, classes: Any) -> dict[str, str]:
     shutil.copy(train / "apple" / "3.png", train / "apple" / "harmless-copy.png")
     shutil.copy(train / "apple" / "4.png", train / "stray.png")
     (val / "pear" / "sliver.png").write_bytes(hostile.png(500, 2, rows=bytes(2 * 501)))
+    (val / "apple" / "also-empty.png").write_bytes(b"")  # as empty as one in train, and that is no leak
     (train / "apple" / ".DS_Store").write_bytes(b"?")
     (train / "apple" / "loop").symlink_to(train, target_is_directory=True)
     planted |= {
@@ -52,6 +53,7 @@ def plant(root: Path, classes: Any) -> dict[str, str]:
         str(val / "pear" / "leak.png"): "duplicate-across-splits",
         str(train / "pear" / "contradiction.png"): "duplicate-other-label",
         str(train / "stray.png"): "stray-image",
+        str(val / "apple" / "also-empty.png"): "unreadable",
         str(val / "pear" / "sliver.png"): "absurd-aspect",
         str(train / "pear" / "odd" / "sliver.png"): "absurd-aspect",
         str(train / "void"): "empty-class",
@@ -70,7 +72,7 @@ def test_planted_is_reported_exactly(tmp_path: Path, classes: Any, workers: int)
     assert found == Counter(planted.items())
     assert report.counts == dict(sorted(Counter(planted.values()).items()))
     assert len(planted) >= 55
-    assert report.images == {"train": 6 + 6 + 1 + 48 + 85 + 2, "val": 3 + 3 + 2 + 3}
+    assert report.images == {"train": 6 + 6 + 1 + 48 + 85 + 2, "val": 3 + 3 + 2 + 4}
     total = sum(report.images.values())
     assert steps.told == [("check", total, 0), *[1] * total, "end"]
     lines = report.text().splitlines()
