@@ -98,6 +98,7 @@ def eval_command(words: list[str]) -> int:
     import tyro
 
     from swindow.evaluation import evaluate
+    from swindow.progress import watcher
 
     @dataclasses.dataclass(frozen=True)
     class Eval:
@@ -118,7 +119,13 @@ def eval_command(words: list[str]) -> int:
 
     asked = parse(Eval, words, prog="swindow eval")
     evaluation = evaluate(
-        asked.run, asked.data or None, split=asked.split or None, batch=asked.batch, device=asked.device
+        asked.run,
+        asked.data or None,
+        split=asked.split or None,
+        batch=asked.batch,
+        device=asked.device,
+        workers=-1,
+        progress=watcher(),
     )
     print(evaluation.table())
     if asked.out is not None:
@@ -185,9 +192,11 @@ def explain_command(words: list[str]) -> int:
         out: Path = Path("explanation")
         """Folder for the pictures and index.html."""
         point: tuple[int, int] | None = None
-        """x and y of a pixel whose view to show; the middle by default."""
+        """x and y of the pixel to follow; by default where Grad-CAM is strongest."""
         target: str | None = None
         """The class to explain; the predicted one by default."""
+        stage: int = -1
+        """The stage whose map Grad-CAM weighs, from 0; negative counts from the end."""
         size: str | None = None
         """Run at another size: a number of pixels, HxW, or native."""
         device: str = "auto"
@@ -195,7 +204,13 @@ def explain_command(words: list[str]) -> int:
 
     asked = parse(Explain, words, prog="swindow explain")
     explanation = explain(
-        asked.run, asked.image, point=asked.point, target=asked.target, size=asked.size, device=asked.device
+        asked.run,
+        asked.image,
+        point=asked.point,
+        target=asked.target,
+        stage=asked.stage,
+        size=asked.size,
+        device=asked.device,
     )
     for path in explanation.save(asked.out):
         print(path)

@@ -28,7 +28,7 @@ class ReadyModel:
 
     def logits(self, pixels: UInt8[Tensor, "B C h w"]) -> Float[Tensor, "B K"]:
         """What the model says about images of its size, in fp32 on the CPU."""
-        with _eval_mode(self.model), torch.inference_mode(), autocast(self.device, self.precision):
+        with evaluating(self.model), torch.inference_mode(), autocast(self.device, self.precision):
             logits = self.model(self.preprocess.normalize(pixels.to(self.device, non_blocking=True)))
         return logits.float().cpu()
 
@@ -64,7 +64,7 @@ def ready(model: Model | str | Path, *, device: str = "auto", precision: str = "
 
 
 @contextlib.contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode for a while; each module then gets its own mode back, since they need not all be in the same."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()

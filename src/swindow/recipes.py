@@ -45,7 +45,7 @@ def tiny_images(facts: Facts) -> TrainConfig:
         epochs=_epochs(facts, images=45_000, least=20),
         batch=64,
         drop_path=0.0,
-        label_smoothing=0.1,
+        label_smoothing=0.0,
         eval_every=2,
         optim=OptimConfig(name="muon", lr=2e-3, muon_lr=0.01, betas=(0.9, 0.95), ema=0.98),
         augment=AugmentConfig(affine=(10.0, 0.0625, 0.1)),

@@ -108,7 +108,7 @@ class TrainConfig:
 # What may differ when a run is resumed: it changes when and where the work is done, not what comes out.
 FREE = frozenset(
     {"out", "device", "workers", "compile", "checkpointing", "patience", "max_minutes", "max_steps", "save_minutes"}
-    | {"tensorboard", "report"}
+    | {"recipe", "tensorboard", "report"}
 )
 SIGNALS = ("SIGINT", "SIGTERM")
 

@@ -21,10 +21,10 @@ from swindow.errors import ConfigError, UnknownName
 from swindow.explanation import windows
 from swindow.explanation.frame import Frame
 from swindow.explanation.results import Explanation, PointMaps, PointStage, StageMaps
-from swindow.explanation.tracing import BlockTrace, ClassMap, evaluating, grad_cam, trace
+from swindow.explanation.tracing import BlockTrace, ClassMap, grad_cam, trace
 from swindow.explanation.windows import Step
 from swindow.images import Source, name_of, read_image
-from swindow.inference import ready
+from swindow.inference import evaluating, ready
 from swindow.model import Model
 from swindow.ops.windows import Size
 from swindow.preprocess import Preprocess

@@ -1,12 +1,10 @@
 """One image through a model, part by part: what its blocks attended to, and which tokens speak for a class."""
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from swindow.backbones import Swin
 from swindow.backbones.swin import Block
@@ -34,18 +32,6 @@ class ClassMap(NamedTuple):
     logits: Float[Tensor, " K"]
     target: int
     heat: Float[Tensor, "H W"]
-
-
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode for a while; afterwards every module has the mode that it had."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def grad_cam(model: Model, images: Images, target: int | None, stage: int) -> ClassMap:
