@@ -352,7 +352,10 @@ def _train_arguments() -> Any:
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Train(TrainConfig):
-        """Train or fine-tune a classifier. Recipe < --config FILE < flags; what none of them says, the data decides."""
+        """Train or fine-tune a classifier. The data picks a recipe, --config FILE changes it, flags have the last word.
+
+        The defaults below are those before a recipe is picked; config.toml in the run folder has what was used.
+        """
 
         data: Annotated[str, tyro.conf.Positional] = ""
         """Class folders, an IDX folder, a CSV or Parquet table, a torchvision dataset's name, or digits."""

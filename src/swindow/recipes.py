@@ -77,10 +77,11 @@ def few_photos(facts: Facts) -> TrainConfig:
         fields={} if facts.model else {"patch": 4},
         size=facts.size or 64,
         crop_ratio=1.0,
-        epochs=_epochs(facts, images=60_000, least=10),
-        batch=32,
+        epochs=_epochs(facts, images=100_000, least=10),
+        batch=64,
         drop_path=0.0,
         label_smoothing=0.1,
+        eval_every=5,
         optim=OptimConfig(name="muon", lr=2e-3, muon_lr=0.02, betas=(0.9, 0.95), ema=0.998),
         augment=AugmentConfig(crop="resized", crop_scale=(0.35, 1.0), hflip=0.5, jitter=(0.3, 0.3, 0.3, 0.0)),
     )

@@ -220,7 +220,7 @@ def train(config: TrainConfig, *, resume: bool = False, progress: Progress | Non
                 position.epoch, position.batch = epoch + 1, 0
                 if due(position.epoch, config.eval_every, config.epochs):
                     _judge(learner, source, config, run, progress)
-                run.save_last(learner)
+                    run.save_last(learner)
             if stops.reason():
                 break
         progress.end()
