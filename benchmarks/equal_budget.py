@@ -27,7 +27,7 @@ from swindow.heads.classify import Classifier, ClassifierConfig, ClassifierOutpu
 from swindow.learner import Learner
 from swindow.optim import OptimConfig
 from swindow.preprocess import Preprocess
-from swindow.training import PIXELS, TrainConfig
+from swindow.settings import PIXELS, TrainConfig
 
 WARM, TIMED = 2, 5
 

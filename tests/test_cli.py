@@ -170,3 +170,54 @@ def test_flags_beat_the_file_and_the_file_beats_the_recipe(tmp_path):
     assert (written["epochs"], written["seed"]) == (1, 5)
     assert (written["optim"]["lr"], written["optim"]["warmup"]) == (0.125, 0.2)
     assert written["recipe"] == "small-images"
+
+
+def test_a_run_is_resumed_by_the_same_command(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    class_folders(tmp_path / "data")
+    words = ["train", "data", *TINY, "--epochs", "2", "--no-report", "--no-tensorboard"]
+    assert call(*words, "--max-steps", "1") == 0
+    assert call(*words, "--max-steps", "2", "--resume") == 0
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["data-swin_nano"]
+    assert "resumed at step 1" in capsys.readouterr().err
+    assert json.loads((tmp_path / "runs" / "data-swin_nano" / "result.json").read_text())["steps"] == 2
+    assert call(*words, "--resume", "--optim.lr", "0.5") == 2
+    assert "optim.lr" in capsys.readouterr().err
+
+
+def test_fine_tuning_takes_the_shape_of_the_weights(trained, tmp_path):
+    class_folders(tmp_path / "two", classes=("red", "blue"))
+    words = ["train", tmp_path / "two", "--weights", trained / "run", "--out", tmp_path / "tuned", "--batch", "4"]
+    assert call(*words, "--max-steps", "1", "--no-report", "--no-tensorboard", "--workers", "0") == 0
+    import tomllib
+
+    written = tomllib.loads((tmp_path / "tuned" / "config.toml").read_text())
+    assert (written["recipe"], written["model"], written["size"]) == ("finetune", "swin_nano", 16)
+    assert written["fields"]["dim"] == 12
+
+
+def test_flags_turn_off_what_a_file_turns_on_and_fields_add_up(tmp_path):
+    class_folders(tmp_path / "data")
+    (tmp_path / "some.toml").write_text("compile = true\nreport = false\n[fields]\npatch = 2\ndepths = [1, 1]\n")
+    words = ["train", tmp_path / "data", "--config", tmp_path / "some.toml", "--out", tmp_path / "run", "--no-compile"]
+    words += ["--no-report", "--fields", "window", "2", "--max-steps", "1", "--no-tensorboard", "--workers", "0"]
+    assert call(*words, "--batch", "8") == 0
+    import tomllib
+
+    written = tomllib.loads((tmp_path / "run" / "config.toml").read_text())
+    assert written["fields"] == {"patch": 2, "depths": [1, 1], "window": 2}
+    assert written["compile"] is False
+
+
+@pytest.mark.parametrize(
+    "line", ['size = "big"', "model = 3", "recipe = 3", "epochs = 0", "unknown = 1", "[optim]\nlr = 'x'"]
+)
+def test_a_wrong_file_is_one_line(tmp_path, capsys, line):
+    (tmp_path / "wrong.toml").write_text(line)
+    assert call("train", "digits", "--config", tmp_path / "wrong.toml") == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_place_that_cannot_be_written_is_one_line(trained, tmp_path, capsys):
+    assert call("eval", trained / "run", "--out", tmp_path / "nowhere" / "x.json", "--device", "cpu") == 1
+    assert "nowhere" in capsys.readouterr().err.splitlines()[-1]

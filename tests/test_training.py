@@ -18,7 +18,8 @@ from swindow.data.augment import AugmentConfig
 from swindow.errors import CheckpointError, ConfigError, DataError, TrainingDiverged
 from swindow.optim import OptimConfig
 from swindow.progress import Silent
-from swindow.training import TrainConfig, default_out, due, train
+from swindow.settings import TrainConfig, default_out
+from swindow.training import due, train
 
 FIELDS = {"patch": 2, "window": 4, "dim": 12}
 
@@ -216,7 +217,7 @@ def test_patience_and_time_end_a_run_early(config, tmp_path):
     result = run(config, epochs=9, patience=2, optim=frozen, out=str(tmp_path / "patience"))
     assert (result.stopped_by, result.step) == ("patience", 3 * 3)
     result = run(config, epochs=9, max_minutes=1e-6, out=str(tmp_path / "time"))
-    assert (result.stopped_by, result.step) == ("max_minutes", 1)
+    assert (result.stopped_by, result.step) == ("max_minutes", 0)
     assert result.evaluation is not None
 
 
@@ -292,8 +293,10 @@ def test_due_and_default_out(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = TrainConfig(data="photos/cats", model="swin_nano")
     assert default_out(config) == "runs/cats-swin_nano"
+    assert default_out(config, resume=True) == "runs/cats-swin_nano"
     (tmp_path / "runs" / "cats-swin_nano").mkdir(parents=True)
     assert default_out(config) == "runs/cats-swin_nano-2"
+    assert default_out(config, resume=True) == "runs/cats-swin_nano"
 
 
 def test_none_and_every_setting_round_trip_through_toml(config):
@@ -319,3 +322,74 @@ def test_data_that_changed_under_a_run_is_refused(config, tmp_path):
     (data / "red" / "000.png").unlink()
     with pytest.raises(DataError, match=r"not what .* was started with"):
         run(config, resume=True)
+
+
+def test_a_run_at_its_limit_takes_no_further_step(config):
+    assert run(config, max_steps=2).step == 2
+    assert run(config, max_steps=2, resume=True).step == 2
+
+
+def test_a_limit_within_an_epoch_is_judged_where_it_stands(config, tmp_path):
+    result = run(config, max_steps=2)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line["kind"] == "val"] == [2]
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["accuracy"] == result.evaluation.accuracy
+
+
+def test_resumed_metrics_have_every_step_once(config, tmp_path):
+    run(config, max_steps=2)
+    run(config, resume=True)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line["kind"] == "train"] == [1, 2, 3, 4, 5, 6]
+    assert [line["step"] for line in lines if line["kind"] == "val"] == [3, 6]
+
+
+def test_resume_with_nothing_there_starts(config):
+    assert run(config, resume=True, max_steps=1).step == 1
+
+
+def test_bad_images_of_the_validation_split_count_too(config, tmp_path):
+    data = class_folders(tmp_path / "data")
+    names = split_of(dataclasses.replace(config, data=str(data)), 0)["val"]
+    (data / names[0]).write_bytes(b"")
+    with pytest.raises(DataError, match=r"00\d\.png"):
+        run(config, data=str(data), out=str(tmp_path / "stops"))
+    assert (tmp_path / "stops" / "last").exists()
+    run(config, data=str(data), out=str(tmp_path / "skips"), max_bad=1, max_steps=1)
+    assert json.loads((tmp_path / "skips" / "result.json").read_text())["skipped_images"] == 1
+
+
+def test_a_crash_while_best_was_replaced_loses_nothing(config, tmp_path):
+    run(config)
+    best = tmp_path / "run" / "best"
+    best.rename(best.with_name("best.old-1"))
+    assert swindow.load(tmp_path / "run").classes == ("blue", "green", "red")
+
+
+def test_a_run_that_failed_before_its_first_save_can_be_started_again(config, tmp_path):
+    run(config, max_steps=1)
+    for name in ("last", "best"):
+        (tmp_path / "run" / name).rename(tmp_path / name)
+    assert run(config, max_steps=2).step == 2
+
+
+def test_fp16_overflow_skips_the_step_of_every_part(config, tmp_path):
+    """A GradScaler judges each optimiser alone; half a step would leave NaN in the other half's weights."""
+    model = swindow.build("swin_nano", num_classes=3, **FIELDS)
+    from swindow.optim import Optimizer
+
+    optimizer = Optimizer(model, OptimConfig(name="muon", clip=1.0))
+    scaler = torch.amp.GradScaler("cpu", enabled=True)
+    scaler.scale(model(torch.randn(2, 3, 16, 16)).sum()).backward()
+    model.head.linear.bias.grad[0] = float("inf")
+    norm = optimizer.collect(scaler)
+    assert not torch.isfinite(norm)
+    assert all(torch.isfinite(p.grad).all() for n, p in model.named_parameters() if n != "head.linear.bias")
+
+
+@pytest.mark.compiled
+def test_compiled_training_learns_the_same(config, tmp_path):
+    frozen = dataclasses.replace(config, augment=AugmentConfig(), precision="fp32")
+    plain = run(frozen, out=str(tmp_path / "plain"), max_steps=2)
+    compiled = run(frozen, out=str(tmp_path / "compiled"), max_steps=2, compile=True)
+    assert compiled.evaluation.loss == pytest.approx(plain.evaluation.loss, abs=1e-4)

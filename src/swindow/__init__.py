@@ -10,7 +10,7 @@ from swindow._version import __version__
 
 _HOMES = {
     "Predictor": "predict",
-    "TrainConfig": "training",
+    "TrainConfig": "settings",
     "backbone": "model",
     "build": "model",
     "configure": "recipes",

@@ -14,7 +14,7 @@ from swindow.errors import ConfigError, SwindowError, UnknownName
 
 if TYPE_CHECKING:
     from swindow.model import Model
-    from swindow.training import TrainConfig
+    from swindow.settings import TrainConfig
 
 HELP = """\
 usage: swindow COMMAND [OPTIONS]
@@ -53,11 +53,17 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         print(f"swindow: {error}", file=sys.stderr)
         code = 2
-    except KeyboardInterrupt:
-        code = 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read us has left: no more to say
         code = 141
+    except OSError as error:
+        if debug:
+            raise
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"swindow: {place}{error.strerror or error}; nothing that was there before is lost", file=sys.stderr)
+        code = 1
+    except KeyboardInterrupt:
+        code = 130
     sys.exit(code)
 
 
@@ -84,9 +90,12 @@ def train_command(words: list[str]) -> int:
 
     first = parse(_train_arguments(), words, prog="swindow train")
     start = _starting_point(first, words)
-    # Parsed again with what recipe and file propose as defaults, so that flags have the last word.
-    final = parse(_train_arguments(), words, prog="swindow train", default=_as_arguments(start, first))
-    result = train(_as_config(final), resume=final.resume)
+    # Parsed again with what recipe and file propose as defaults, so that flags have the last word. Fields start empty,
+    # since a table that has entries would take only those, and are laid over the proposed ones.
+    blank = type(first)(**_values(dataclasses.replace(start, fields={})), config=first.config)
+    final = parse(_train_arguments(), words, prog="swindow train", default=blank)
+    config = dataclasses.replace(_as_config(final), fields={**start.fields, **final.fields})
+    result = train(config, resume=final.resume)
     codes = {"SIGINT": 130, "SIGTERM": 143}
     if result.stopped_by not in codes:
         print(f"{result.run}: accuracy {result.evaluation.accuracy:.2%}" if result.evaluation else result.run)
@@ -98,6 +107,7 @@ def eval_command(words: list[str]) -> int:
     import tyro
 
     from swindow.evaluation import evaluate
+    from swindow.images import ImageLimits
     from swindow.progress import watcher
 
     @dataclasses.dataclass(frozen=True)
@@ -116,6 +126,8 @@ def eval_command(words: list[str]) -> int:
         """auto, cpu, cuda or mps."""
         out: Path | None = None
         """Also write the figures to this JSON file."""
+        max_pixels: int = 200_000_000
+        """Larger images are refused before they are decoded."""
 
     asked = parse(Eval, words, prog="swindow eval")
     evaluation = evaluate(
@@ -125,6 +137,7 @@ def eval_command(words: list[str]) -> int:
         batch=asked.batch,
         device=asked.device,
         workers=-1,
+        limits=ImageLimits(max_pixels=asked.max_pixels),
         progress=watcher(),
     )
     print(evaluation.table())
@@ -315,10 +328,9 @@ def parse(shape: type[Arguments], words: list[str], *, prog: str, default: Argum
     """`words` as an instance of the dataclass `shape`; tyro prints help and usage errors and exits by itself."""
     import tyro
 
-    flags = (tyro.conf.FlagCreatePairsOff,)
     if default is None:
-        return tyro.cli(shape, args=words, prog=prog, config=flags)
-    return tyro.cli(shape, args=words, prog=prog, config=flags, default=default)
+        return tyro.cli(shape, args=words, prog=prog)
+    return tyro.cli(shape, args=words, prog=prog, default=default)
 
 
 def _model_to_count(name: str, classes: int, channels: int) -> "Model":
@@ -348,7 +360,7 @@ def _train_arguments() -> Any:
     """TrainConfig with DATA as a positional argument and what only the command line knows."""
     import tyro
 
-    from swindow.training import TrainConfig
+    from swindow.settings import TrainConfig
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Train(TrainConfig):
@@ -367,30 +379,29 @@ def _train_arguments() -> Any:
     return Train
 
 
+def _values(config: "TrainConfig") -> dict[str, Any]:
+    return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+
+
 def _as_config(asked: Any) -> "TrainConfig":
-    from swindow.training import TrainConfig
+    from swindow.settings import TrainConfig
 
     return TrainConfig(**{field.name: getattr(asked, field.name) for field in dataclasses.fields(TrainConfig)})
 
 
-def _as_arguments(config: "TrainConfig", first: Any) -> Any:
-    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    return type(first)(**values, config=first.config, resume=first.resume)
-
-
 def _starting_point(first: Any, words: list[str]) -> "TrainConfig":
-    """The settings that flags then change: the run's own on resume, else the recipe's with the file's on top."""
-    from swindow.config import from_dict, read_toml
+    """The settings that flags then change: the run's own on resume, else the recipe's; the file's on top of either."""
+    from swindow.config import from_dict, merge, read_toml
     from swindow.recipes import configure
-    from swindow.training import TrainConfig
+    from swindow.settings import TrainConfig
 
-    own = Path(first.out) / "config.toml"
-    if first.resume and first.out and own.exists():
-        return from_dict(TrainConfig, read_toml(own))
     given = read_toml(first.config) if first.config else {}
+    merge(TrainConfig(), given)  # names and types, before anything is derived from them
+    own = Path(first.out or str(given.get("out", ""))) / "config.toml"
+    if first.resume and (first.out or given.get("out")) and own.exists():
+        return merge(from_dict(TrainConfig, read_toml(own)), given)
     given |= _explicit(words)
-    data = first.data or str(given.get("data", ""))
-    return configure(**{**given, "data": data})
+    return configure(**{**given, "data": first.data or given.get("data", "")})
 
 
 def _explicit(words: list[str]) -> dict[str, Any]:
@@ -398,5 +409,7 @@ def _explicit(words: list[str]) -> dict[str, Any]:
     scout = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for flag, kind in {"--recipe": str, "--model": str, "--size": int, "--channels": int, "--weights": str}.items():
         scout.add_argument(flag, type=kind)
+    for flag, kind in {"--seed": int, "--val-fraction": float, "--max-pixels": int}.items():
+        scout.add_argument(flag, type=kind)
     known = vars(scout.parse_known_args(words)[0])
-    return {name: value for name, value in known.items() if value is not None}
+    return {name: value for name, value in known.items() if value not in (None, "None")}

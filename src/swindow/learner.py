@@ -31,6 +31,8 @@ class Position:
     seconds: float = 0.0
     best: float = -1.0
     """Highest validation accuracy so far."""
+    judged: int = -1
+    """Step of the latest evaluation."""
     waited: int = 0
     """Evaluations since then."""
     bad: int = 0
@@ -170,8 +172,11 @@ class Learner:
     def _apply_gradients(self) -> Tensor:
         """Collect, step, average; a non-finite gradient never reaches the optimiser."""
         norm = self.optimizer.collect(self.scaler)
-        if not self.scaler.is_enabled():  # the scaler itself skips a step that overflowed and lowers its scale
-            self._refuse_nonfinite({"the gradient": norm})
+        if self.scaler.is_enabled() and not torch.isfinite(norm):
+            self.optimizer.forget()  # fp16 overflowed: all parts skip the step, and the scale is lowered
+            self.scaler.update()
+            return norm
+        self._refuse_nonfinite({"the gradient": norm})
         self.optimizer.step(self.scaler)
         self.scaler.update()
         if self.average is not None:

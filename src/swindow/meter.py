@@ -25,7 +25,7 @@ class Meter:
             self.read(keep=True)  # something to show from the first step on
 
     def read(self, *, keep: bool = False) -> dict[str, float]:
-        """Means since the last read: losses, accuracy, gradient norm, images per second; memory in GiB so far."""
+        """Means since the last read; images per second of this sitting; the most memory so far, in GiB."""
         reports, elapsed = self.reports, time.monotonic() - self.since
         images = sum(report.images for report in reports)
         figures = {
@@ -42,6 +42,10 @@ class Meter:
         if not keep:
             self.reports, self.since = [], time.monotonic()
         return self.latest
+
+    def restart(self) -> None:
+        """Start the clock anew after a pause that was no training."""
+        self.reports, self.since = [], time.monotonic()
 
     def shown(self) -> dict[str, str]:
         """The latest figures, as short texts."""

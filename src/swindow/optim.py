@@ -98,6 +98,11 @@ class Optimizer:
         """Move the weights and forget the gradients; `collect` comes first."""
         for part in self.parts:
             scaler.step(part)
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop all gradients."""
+        for part in self.parts:
             part.zero_grad(set_to_none=True)
         for whole, _ in self.thirds:
             whole.grad = None
@@ -111,7 +116,10 @@ class Optimizer:
         for part in self.parts:
             scaler.unscale_(part)
         parameters = [parameter for group in self.groups() for parameter in group["params"]]
-        return nn.utils.clip_grad_norm_(parameters, self.config.clip or math.inf)
+        norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+        if self.config.clip and torch.isfinite(norm):
+            nn.utils.clip_grads_with_norm_(parameters, self.config.clip, norm)
+        return norm
 
     def set_rate(self, share: float) -> None:
         """Set every group's rate to `share` of its peak."""

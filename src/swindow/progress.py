@@ -1,7 +1,9 @@
 """Long work says how far it is: a bar on a terminal, plain lines elsewhere."""
 
+import contextlib
 import sys
 import time
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Protocol, runtime_checkable
 
@@ -103,6 +105,16 @@ class Bar:
             self.bar.stop()
             self.bar.remove_task(self.task)
             self.task = None
+
+
+@contextlib.contextmanager
+def counting(progress: Progress, title: str, total: int, done: int = 0) -> Iterator[None]:
+    """Count within a block; the bar is taken down however the block ends."""
+    progress.begin(title, total, done)
+    try:
+        yield
+    finally:
+        progress.end()
 
 
 def watcher() -> Progress:

@@ -1,4 +1,4 @@
-"""Named starting points for training: each says what it is for, how to run it, how long it takes, what it reaches.
+"""Named starting points for training: each says what it is for and, where it was measured, what it reaches how fast.
 
 A recipe is a function of the facts about the data; what it returns is complete, and every value can be changed by
 file or flag. `configure` picks one.
@@ -9,12 +9,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from swindow.backbones import VARIANTS
+from swindow.checkpoints import load
 from swindow.config import merge
 from swindow.data import open_data
 from swindow.data.augment import AugmentConfig
 from swindow.errors import ConfigError, UnknownName
+from swindow.images import ImageLimits
 from swindow.optim import OptimConfig
-from swindow.training import TrainConfig
+from swindow.settings import TrainConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,9 +32,11 @@ class Facts:
     side: int
     """Short side of a typical image, in pixels."""
     model: str | None = None
-    """The model that the user asked for."""
+    """The model that the user asked for, or that the weights to start from are of."""
     size: int | None = None
-    """The input size that the user asked for."""
+    """The input size that the user asked for, or that of the weights to start from."""
+    fields: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Fields of the model that the weights to start from were trained with."""
 
 
 def tiny_images(facts: Facts) -> TrainConfig:
@@ -92,6 +96,7 @@ def finetune(facts: Facts) -> TrainConfig:
     return TrainConfig(
         recipe="finetune",
         model=facts.model or "swin_tiny",
+        fields=facts.fields,
         size=facts.size or 224,
         epochs=30,
         batch=64,
@@ -126,15 +131,50 @@ def configure(
         DataError: the data cannot be opened.
     """
     if not data:
-        raise ConfigError(
-            "no data: name a folder, a table, a torchvision dataset or digits, as in: swindow train digits"
-        )
-    facts = _facts(data, model, size, channels, seed=changes.get("seed", 0))
-    name = _fitting(facts, changes) if recipe == "auto" else recipe
+        raise ConfigError("no data: name a folder, a table, a torchvision dataset or digits: swindow train digits")
+    asked = {"model": model, "size": size, "channels": channels}
+    changes |= {"data": data, "recipe": recipe, **{name: value for name, value in asked.items() if value is not None}}
+    checked = merge(TrainConfig(), changes)  # types and names, before anything is derived from them
+    facts = _facts(checked, changes)
+    name = _fitting(facts, checked) if recipe == "auto" else recipe
     if name not in RECIPES:
         raise UnknownName("recipe", name, ["auto", *RECIPES])
-    config = RECIPES[name](facts)
-    return merge(config, {"data": data, "channels": facts.channels, **changes})
+    return merge(RECIPES[name](facts), {**changes, "recipe": name, "channels": facts.channels})
+
+
+def _facts(checked: TrainConfig, changes: Mapping[str, Any]) -> Facts:
+    """What the data is, and what was asked for or follows from the weights to start from."""
+    asked = {name: changes.get(name) for name in ("model", "size", "channels")}
+    fields: dict[str, Any] = {}
+    if asked["model"] is not None and asked["model"] not in VARIANTS:
+        raise UnknownName("model", asked["model"], VARIANTS)
+    if checked.weights and asked["model"] is None:
+        known, fields = _of_weights(checked.weights)
+        asked = {name: value if value is not None else known[name] for name, value in asked.items()}
+    limits = ImageLimits(max_pixels=checked.max_pixels)
+    source = open_data(
+        checked.data, channels=asked["channels"], seed=checked.seed, val_fraction=checked.val_fraction, limits=limits
+    )
+    return Facts(
+        images=len(source.split("train")),
+        classes=len(source.classes),
+        channels=source.channels,
+        side=min(source.image_size),
+        model=asked["model"],
+        size=asked["size"],
+        fields=fields,
+    )
+
+
+def _of_weights(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Model, size and channels of a checkpoint, and the fields of its backbone that differ from the variant's."""
+    model = load(path)
+    config, variant = model.config, VARIANTS.get(model.config.name)
+    size = max(model.preprocess.size) if model.preprocess else None
+    known = {"model": config.name, "size": size, "channels": config.in_channels}
+    own = dataclasses.asdict(config.backbone)
+    usual = dataclasses.asdict(variant) if variant else {}
+    return known, {name: value for name, value in own.items() if name != "drop_path" and usual.get(name) != value}
 
 
 def _epochs(facts: Facts, *, images: int, least: int) -> int:
@@ -142,22 +182,8 @@ def _epochs(facts: Facts, *, images: int, least: int) -> int:
     return max(round(images / facts.images), least)
 
 
-def _facts(data: str, model: str | None, size: int | None, channels: int | None, *, seed: int) -> Facts:
-    if model is not None and model not in VARIANTS:
-        raise UnknownName("model", model, VARIANTS)
-    source = open_data(data, channels=channels, seed=seed)
-    return Facts(
-        images=len(source.split("train")),
-        classes=len(source.classes),
-        channels=source.channels,
-        side=min(source.image_size),
-        model=model,
-        size=size,
-    )
-
-
-def _fitting(facts: Facts, changes: Mapping[str, Any]) -> str:
-    if changes.get("weights"):
+def _fitting(facts: Facts, checked: TrainConfig) -> str:
+    if checked.weights:
         return "finetune"
     if facts.side <= 16:
         return "tiny-images"

@@ -113,7 +113,7 @@ class RunFolder:
         """
         newest = newest_sealed(self.path / "last")
         if newest is None:
-            if (self.path / "last").exists():
+            if any(self.path.glob("last*")):
                 raise CheckpointError(
                     f"{self.path / 'last'} is damaged and there is no other state; move the folder away to start again"
                 )
@@ -128,11 +128,20 @@ class RunFolder:
         if self.tensorboard:
             self._events(measurement)
 
-    def forget_after(self, step: int) -> None:
-        """Drop measurements of steps that a resumed run will take again."""
+    def best(self) -> Path | None:
+        """The folder of the best weights so far, whole even if a crash came while it was replaced."""
+        newest = newest_sealed(self.path / "best")
+        return newest[0] if newest else None
+
+    def forget_after(self, step: int, *, judged: int) -> None:
+        """Drop measurements that a resumed run will take again: of later steps, and evaluations after `judged`."""
         path = self.path / "metrics.jsonl"
         if path.exists():
-            lines = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
+            lines = [
+                line
+                for line in path.read_text(encoding="utf-8").splitlines()
+                if _step_of(line) <= (judged if '"kind": "val"' in line else step)
+            ]
             write_atomic(path, "".join(line + "\n" for line in lines))
 
     def write_json(self, name: str, content: Any) -> None:
@@ -151,7 +160,9 @@ class RunFolder:
 
     def _begin(self, config: Any, *, resume: bool, free: frozenset[str]) -> SavedState | None:
         known = self.path / "config.toml"
-        if not known.exists():
+        begun = any(self.path.glob("last*")) or any(self.path.glob("best*"))
+        if not known.exists() or not (begun or resume):  # a run that failed before its first save holds nothing
+            (self.path / "split.json").unlink(missing_ok=True)
             write_atomic(known, dumps(config))
             write_atomic(self.path / "environment.json", json.dumps(environment(), indent=1))
             return None

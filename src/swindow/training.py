@@ -6,110 +6,26 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from swindow.checkpoints import find_weights, load, load_state, read_tensors
-from swindow.data import DataSource, duplicates_across, open_data, split_changes, split_record
-from swindow.data.augment import AugmentConfig, build_augment
+from swindow.data import DataSource, Images, duplicates_across, open_data, split_changes, split_record
+from swindow.data.augment import build_augment
 from swindow.data.loading import BadImages, Batch, train_loader
 from swindow.devices import pick_device, pick_precision
-from swindow.errors import ConfigError, DataError, need
+from swindow.errors import DataError, need
 from swindow.evaluation import Evaluation, evaluate
 from swindow.images import ImageLimits
 from swindow.learner import Learner
 from swindow.meter import Meter
 from swindow.model import Model, build
-from swindow.optim import OptimConfig
 from swindow.preprocess import Preprocess
-from swindow.progress import Progress, Stopper, clock, watcher
+from swindow.progress import Progress, Stopper, clock, counting, watcher
 from swindow.run_folder import RunFolder
+from swindow.settings import FREE, PIXELS, TrainConfig, default_out
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """All settings of a training run."""
-
-    data: str = ""
-    """A folder of class folders, an IDX folder, a CSV or Parquet table, a torchvision dataset's name, or digits."""
-    out: str = ""
-    """Where the run goes; empty for runs/DATA-MODEL."""
-    recipe: str = "auto"
-    """The recipe that the other settings started from."""
-    model: str = "swin_tiny"
-    """Which model; `swindow models` lists them."""
-    fields: dict[str, bool | int | float | str] = dataclasses.field(default_factory=dict)
-    """Fields of the model that differ from its variant, such as patch 2 window 4."""
-    weights: str | None = None
-    """A checkpoint to start from; a head for other classes is left out."""
-    size: int = 224
-    """Side of the square that the model sees, in pixels."""
-    channels: Literal[1, 3] = 3
-    """1 to train on grey images, 3 on colour."""
-    fit: Literal["crop", "squash", "pad"] = "crop"
-    """How an image becomes a square in evaluation: its centre, the whole squeezed, or the whole with borders."""
-    crop_ratio: float = 0.875
-    """Side of the centre crop as a share of the short side."""
-    epochs: int = 100
-    """Passes over the training images."""
-    batch: int = 64
-    """Images per forward pass; with optim.accumulate, several make a step."""
-    drop_path: float = 0.1
-    """Stochastic depth of the last block."""
-    label_smoothing: float = 0.1
-    """Share of each target spread evenly over the classes."""
-    optim: OptimConfig = OptimConfig()
-    """How weights move."""
-    augment: AugmentConfig = AugmentConfig()
-    """How training images vary."""
-    val_fraction: float = 0.1
-    """Share of the training images held out when the data has no validation split."""
-    seed: int = 0
-    """Everything random is a function of it."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:N or mps."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Precision of matrix products; auto is bf16 where the device has it natively."""
-    workers: int = -1
-    """Processes that load images; -1 decides by the data and the machine."""
-    compile: bool = False
-    """Compile the blocks with torch.compile."""
-    checkpointing: bool = False
-    """Trade time for memory: compute activations again in the backward pass."""
-    eval_every: int = 1
-    """Epochs between evaluations."""
-    patience: int = 0
-    """Stop after this many evaluations without a better one; 0 never does."""
-    max_minutes: float = 0.0
-    """Stop after this many minutes; 0 never does."""
-    max_steps: int = 0
-    """Stop after this many steps in all, the schedule unchanged; 0 never does."""
-    save_minutes: float = 10.0
-    """Minutes between saves within an epoch."""
-    max_bad: int = 0
-    """Unreadable training images to skip before giving up; 0 stops at the first."""
-    max_pixels: int = 200_000_000
-    """Larger images are refused before they are decoded."""
-    tensorboard: bool = True
-    """Write TensorBoard event files."""
-    report: bool = True
-    """Write report.html at the end."""
-
-    def __post_init__(self) -> None:
-        lowest = {"size": 1, "epochs": 1, "batch": 1, "eval_every": 1, "workers": -1, "max_bad": 0, "max_pixels": 1}
-        for name, least in lowest.items():
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least {least}")
-        if not 0 < self.val_fraction < 1:
-            raise ConfigError(f"val_fraction is {self.val_fraction}; it must lie between 0 and 1")
-
-
-# What may differ when a run is resumed: it changes when and where the work is done, not what comes out.
-FREE = frozenset(
-    {"out", "device", "workers", "compile", "checkpointing", "patience", "max_minutes", "max_steps", "save_minutes"}
-    | {"recipe", "tensorboard", "report"}
-)
 SIGNALS = ("SIGINT", "SIGTERM")
 
 
@@ -135,6 +51,7 @@ def train(config: TrainConfig, *, resume: bool = False, progress: Progress | Non
         TrainingDiverged: a loss or gradient is not finite; the last good state is in the run folder.
     """
     progress = progress or watcher()
+    config = dataclasses.replace(config, out=config.out or default_out(config, resume=resume))
     _need_extras(config)
 
     # Where we run
@@ -151,6 +68,8 @@ def train(config: TrainConfig, *, resume: bool = False, progress: Progress | Non
     )
     progress.say(source.describe())
     source.split("val")  # without one there is nothing to choose the best weights by: say so before the work
+    bad = BadImages(config.max_bad)
+    judged_on = _readable(source, bad) if config.max_bad else source
     _warn_of_leaks(source, progress)
 
     # Model
@@ -158,8 +77,7 @@ def train(config: TrainConfig, *, resume: bool = False, progress: Progress | Non
     model, preprocess = _new_model(config, source, progress)
     model.to(device).backbone.checkpoint_blocks(config.checkpointing)
     if config.compile:
-        for block in model.backbone.blocks():
-            block.compile()
+        _compile_blocks(model)
 
     # Batches
     loader = train_loader(
@@ -185,60 +103,59 @@ def train(config: TrainConfig, *, resume: bool = False, progress: Progress | Non
     )
 
     # Resume
-    run = RunFolder(config.out or default_out(config), tensorboard=config.tensorboard)
+    run = RunFolder(config.out, tensorboard=config.tensorboard)
     saved = run.open(config, resume=resume, free=FREE)
     with run, Stopper() as stopper:
         _keep_split(run, source)
         if saved is not None:
             learner.take_up(saved)
             progress.say(f"resumed at step {learner.position.step} of {learner.total}")
+        elif resume:
+            progress.say(f"nothing to resume in {run.path}: starting")
         position = learner.position
-        run.forget_after(position.step)
-        bad = BadImages(config.max_bad, position.bad)
+        run.forget_after(position.step, judged=position.judged)
         progress.say(_plan(config, learner, per_epoch, run))
 
         # Loop
         stops = Stops(config, stopper, learner)
         meter = Meter(device)
-        progress.begin("train", learner.total, position.step)
-        for epoch in range(position.epoch, config.epochs):
-            for batches in _steps(loader, epoch, position.batch, config.optim.accumulate):
-                for batch in batches:
-                    bad.add(batch.bad)
-                meter.add(learner.step(batches))
-                position.bad, position.seconds = bad.count, stops.seconds()
-                progress.advance(1, epoch=f"{epoch + 1}/{config.epochs}", **meter.shown())
-                if due(position.step, max(per_epoch // 10, 1), learner.total):
-                    run.record(
-                        {"kind": "train", "step": position.step, "epoch": epoch, "lr": learner.rate, **meter.read()}
-                    )
+        with counting(progress, "train", learner.total, position.step):
+            for epoch in range(position.epoch, config.epochs):
+                for batches in _steps(loader, epoch, position.batch, config.optim.accumulate):
+                    if stops.reason():  # asked before a step, since a resumed run may be at its limit already
+                        break
+                    for batch in batches:
+                        bad.add(batch.bad)
+                    rate = learner.rate
+                    meter.add(learner.step(batches))
+                    position.bad, position.seconds = max(position.bad, bad.count), stops.seconds()
+                    progress.advance(1, epoch=f"{epoch + 1}/{config.epochs}", **meter.shown())
+                    if due(position.step, max(per_epoch // 10, 1), learner.total):
+                        run.record(
+                            {"kind": "train", "step": position.step, "epoch": epoch, "rate": rate, **meter.read()}
+                        )
+                    if stops.save_is_due():
+                        run.save_last(learner)
+                else:
+                    if stops.reason() in SIGNALS:
+                        break
+                    if due(epoch + 1, config.eval_every, config.epochs):
+                        run.save_last(learner)  # what was learned outlives an evaluation that fails
+                        _judge(learner, judged_on, config, run, progress)
+                        meter.restart()
+                    position.epoch, position.batch = epoch + 1, 0
                 if stops.reason():
                     break
-                if stops.save_is_due():
-                    run.save_last(learner)
-            else:
-                position.epoch, position.batch = epoch + 1, 0
-                if due(position.epoch, config.eval_every, config.epochs):
-                    _judge(learner, source, config, run, progress)
-                    run.save_last(learner)
-            if stops.reason():
-                break
-        progress.end()
 
         # Finish
         reason = stops.reason() or "finished"
         run.save_last(learner)
         if reason in SIGNALS:
-            progress.say(f"stopped by {reason} at step {position.step}; the same command with --resume goes on")
+            progress.say(
+                f"stopped by {reason} at step {position.step}; the same command with --resume goes on ({run.path})"
+            )
             return TrainResult(run.path, position.step, reason)
-        return _finish(config, learner, source, loader, run, reason, progress)
-
-
-def default_out(config: TrainConfig) -> str:
-    """Where a run goes when nobody says: ``runs/DATA-MODEL``, with a number while that is taken."""
-    name = f"{Path(config.data).stem or 'data'}-{config.model}"
-    candidates = (f"runs/{name}{'' if number == 1 else f'-{number}'}" for number in itertools.count(1))
-    return next(candidate for candidate in candidates if not Path(candidate).exists())
+        return _finish(config, learner, judged_on, loader, run, reason, progress)
 
 
 def due(done: int, every: int, total: int) -> bool:
@@ -286,6 +203,44 @@ def _need_extras(config: TrainConfig) -> None:
     }.items():
         if needed:
             need(module, extra="train")
+
+
+def _readable(source: DataSource, bad: BadImages) -> DataSource:
+    """The source without the unreadable images of val and test, each counted and told; evaluation itself skips none.
+
+    Raises:
+        DataError: more of them than allowed, or a split of which nothing is left.
+    """
+    kept: dict[str, Any] = {}
+    for name, images in source.splits().items():
+        if name != "train":
+            found = [index for index in range(len(images)) if _reads(images, index, bad)]
+            if not found:
+                raise DataError(f"{source.source}: not one image of {name} can be read")
+            kept[name] = images.subset(found)
+    return dataclasses.replace(source, **kept)
+
+
+def _reads(images: Images, index: int, bad: BadImages) -> bool:
+    try:
+        images.read(index)
+    except DataError as error:
+        bad.add([str(error)])
+        return False
+    return True
+
+
+def _compile_blocks(model: Model) -> None:
+    """Compile every block by itself: seconds instead of minutes, and the state dict keeps its names.
+
+    Blocks share one piece of code, and each (stage, shift, training) is a variant of it; torch gives up compiling
+    after eight unless told otherwise.
+    """
+    blocks = list(model.backbone.blocks())
+    limit = 4 * len(blocks)
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, limit)
+    for block in blocks:
+        block.compile()
 
 
 def _keep_split(run: RunFolder, source: DataSource) -> None:
@@ -357,13 +312,14 @@ def _judge(learner: Learner, source: DataSource, config: TrainConfig, run: RunFo
         "accuracy": evaluation.accuracy,
         "calibration_error": evaluation.calibration_error,
     }
-    run.record({"kind": "val", "step": position.step, "epoch": position.epoch, **figures})
-    position.waited += 1
+    epoch = position.epoch + (position.batch > 0)
+    run.record({"kind": "val", "step": position.step, "epoch": epoch, **figures})
+    position.judged, position.waited = position.step, position.waited + 1
     if evaluation.accuracy > position.best:
         position.best, position.waited = evaluation.accuracy, 0
         run.save_best(learner.usable, {"step": position.step, **figures})
     progress.say(
-        f"epoch {position.epoch}/{config.epochs}  val accuracy {evaluation.accuracy:.2%}  loss {evaluation.loss:.3f}  "
+        f"epoch {epoch}/{config.epochs}  val accuracy {evaluation.accuracy:.2%}  loss {evaluation.loss:.3f}  "
         f"best {position.best:.2%}  {clock(position.seconds)}"
     )
 
@@ -401,9 +357,13 @@ def _finish(
 ) -> TrainResult:
     """Judge the best weights on the test split, or on the validation split where there is none; write the results."""
     position = learner.position
-    if not (run.path / "best").exists():
+    if run.best() is None:
+        position.best = -1.0
+    # A run that a limit ended mid-epoch is judged where it stands. Its saved position stays that of a run which was
+    # not stopped, so that resuming it changes nothing.
+    if position.judged != position.step or run.best() is None:
         _judge(learner, source, config, run, progress)
-    model = load(run.path / "best").to(learner.device)
+    model = load(run.best() or run.path).to(learner.device)
     split = "test" if source.test is not None else "val"
     evaluation = _evaluate(model, source, split, config, learner)
     facts = {
@@ -412,7 +372,7 @@ def _finish(
         "selected_on": "val",
         "stopped_by": reason,
         "steps": position.step,
-        "epochs": position.epoch,
+        "epochs": position.epoch + (position.batch > 0),
         "seconds": round(position.seconds, 1),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "skipped_images": position.bad,
@@ -438,10 +398,3 @@ def _finish(
         )
         progress.say(f"report: {report}")
     return TrainResult(run.path, position.step, reason, evaluation, report)
-
-
-# Mean and deviation of pixel values in 0..1: ImageNet's, as every published Swin was trained with, and their average.
-PIXELS: dict[int, tuple[tuple[float, ...], tuple[float, ...]]] = {
-    1: ((0.449,), (0.226,)),
-    3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-}

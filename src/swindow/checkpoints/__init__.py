@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from swindow.checkpoints.files import write_atomic
+from swindow.checkpoints.files import newest_sealed, write_atomic
 from swindow.config import dumps, from_dict, loads, to_dict
 from swindow.errors import CheckpointError, ConfigError
 from swindow.model import Model, ModelConfig
@@ -84,10 +84,16 @@ def find_weights(path: Path) -> Path:
     Raises:
         CheckpointError: none is found; the message lists where it was looked for.
     """
-    candidates = [path, path / WEIGHTS, path / "best" / WEIGHTS, path / "last" / WEIGHTS]
+    candidates = [path, path / WEIGHTS, path / "best" / WEIGHTS]
     for candidate in candidates:
         if candidate.is_file():
             return candidate
+    for name in ("best", "last"):  # a crash while one was replaced leaves it whole under another name
+        newest = newest_sealed(path / name)
+        if newest is not None:
+            return newest[0] / WEIGHTS
+    if (path / "last" / WEIGHTS).is_file():
+        return path / "last" / WEIGHTS
     if not path.exists():
         raise CheckpointError(f"{path}: there is no such file or folder")
     raise CheckpointError(f"{path}: no {WEIGHTS} in it, in best/ or in last/; give a run folder or a checkpoint")

@@ -1,0 +1,123 @@
+"""All settings of a training run, and what follows from them alone."""
+
+import dataclasses
+import itertools
+from pathlib import Path
+from typing import Literal
+
+from swindow.data.augment import AugmentConfig
+from swindow.errors import ConfigError
+from swindow.optim import OptimConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """All settings of a training run."""
+
+    data: str = ""
+    """A folder of class folders, an IDX folder, a CSV or Parquet table, a torchvision dataset's name, or digits."""
+    out: str = ""
+    """Where the run goes; empty for runs/DATA-MODEL."""
+    recipe: str = "auto"
+    """The recipe that the other settings started from."""
+    model: str = "swin_tiny"
+    """Which model; `swindow models` lists them."""
+    fields: dict[str, bool | int | float | str | tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    """Fields of the model that differ from its variant, such as patch 2 window 4 (in TOML also depths = [2, 2])."""
+    weights: str | None = None
+    """A checkpoint to start from; a head for other classes is left out."""
+    size: int = 224
+    """Side of the square that the model sees, in pixels."""
+    channels: Literal[1, 3] = 3
+    """1 to train on grey images, 3 on colour."""
+    fit: Literal["crop", "squash", "pad"] = "crop"
+    """How an image becomes a square in evaluation: its centre, the whole squeezed, or the whole with borders."""
+    crop_ratio: float = 0.875
+    """Side of the centre crop as a share of the short side."""
+    epochs: int = 100
+    """Passes over the training images."""
+    batch: int = 64
+    """Images per forward pass; with optim.accumulate, several make a step."""
+    drop_path: float = 0.1
+    """Stochastic depth of the last block."""
+    label_smoothing: float = 0.1
+    """Share of each target spread evenly over the classes."""
+    optim: OptimConfig = OptimConfig()
+    """How weights move."""
+    augment: AugmentConfig = AugmentConfig()
+    """How training images vary."""
+    val_fraction: float = 0.1
+    """Share of the training images held out when the data has no validation split."""
+    seed: int = 0
+    """Everything random is a function of it."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Precision of matrix products; auto is bf16 where the device has it natively."""
+    workers: int = -1
+    """Processes that load images; -1 decides by the data and the machine."""
+    compile: bool = False
+    """Compile the blocks with torch.compile."""
+    checkpointing: bool = False
+    """Trade time for memory: compute activations again in the backward pass."""
+    eval_every: int = 1
+    """Epochs between evaluations."""
+    patience: int = 0
+    """Stop after this many evaluations without a better one; 0 never does."""
+    max_minutes: float = 0.0
+    """Stop after this many minutes; 0 never does."""
+    max_steps: int = 0
+    """Stop after this many steps in all, the schedule unchanged; 0 never does."""
+    save_minutes: float = 10.0
+    """Minutes between saves within an epoch."""
+    max_bad: int = 0
+    """Unreadable training images to skip before giving up; 0 stops at the first."""
+    max_pixels: int = 200_000_000
+    """Larger images are refused before they are decoded."""
+    tensorboard: bool = True
+    """Write TensorBoard event files."""
+    report: bool = True
+    """Write report.html at the end."""
+
+    def __post_init__(self) -> None:
+        lowest = {"size": 1, "epochs": 1, "batch": 1, "eval_every": 1, "workers": -1, "max_bad": 0, "max_pixels": 1}
+        lowest |= {"patience": 0, "max_minutes": 0, "max_steps": 0, "save_minutes": 0}
+        for name, least in lowest.items():
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+        for name in ("drop_path", "label_smoothing"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must lie in [0, 1)")
+        for name in ("val_fraction", "crop_ratio"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must lie in (0, 1]")
+        if self.val_fraction == 1:
+            raise ConfigError("val_fraction is 1; that leaves nothing to train on")
+
+
+# What may differ when a run is resumed: it changes when, where and how far the work is done, not what is computed.
+FREE = frozenset(
+    {"out", "recipe", "device", "workers", "compile", "checkpointing", "patience", "max_minutes", "max_steps"}
+    | {"save_minutes", "max_bad", "max_pixels", "tensorboard", "report"}
+)
+
+# Mean and deviation of pixel values in 0..1: ImageNet's, as every published Swin was trained with, and their average.
+PIXELS: dict[int, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    1: ((0.449,), (0.226,)),
+    3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+
+
+def default_out(config: TrainConfig, *, resume: bool = False) -> str:
+    """Where a run goes when nobody says: ``runs/DATA-MODEL``, with a number while that is taken.
+
+    To resume, the newest of those that are there.
+    """
+    name = f"{Path(config.data).stem or 'data'}-{config.model}"
+    free, taken = "", ""
+    for number in itertools.count(1):
+        free = f"runs/{name}{'' if number == 1 else f'-{number}'}"
+        if not Path(free).exists():
+            break
+        taken = free
+    return taken if resume and taken else free
