@@ -14,17 +14,22 @@ help:  ## this list
 
 setup: $(READY)  ## build .venv from requirements.lock (Python's venv, uv for speed, pip if uv fails)
 
-# The folder's own path is part of the stamp: a .venv that was kept from elsewhere, or made by a
-# Python that is gone, does not run here and is built anew.
+# A .venv that came from another folder, or whose Python is gone, points elsewhere: it is built anew.
+AT_HOME := $(shell [ "$$(cat $(VENV)/.home 2>/dev/null)" = "$(CURDIR)" ] && $(BIN)/python -c '' 2>/dev/null && echo yes)
+ifneq ($(AT_HOME),yes)
+.PHONY: $(READY)
+endif
+
 $(READY): requirements.lock pyproject.toml
-	@if ! { [ -x $(BIN)/python ] && [ "$$(cat $(VENV)/.home 2>/dev/null)" = "$(CURDIR)" ] && $(BIN)/python -c ''; }; then \
+	@if [ "$(AT_HOME)" != yes ]; then \
 	  echo "setup: building $(VENV)"; rm -rf $(VENV); \
 	  $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	    || { echo "setup: swindow needs Python 3.11 or newer; $$($(PYTHON) -V) was found. Try make PYTHON=python3.12 setup" >&2; exit 1; }; \
 	  $(PYTHON) -m venv $(VENV); \
 	fi
 	@echo "setup: installing requirements.lock"
-	@{ $(BIN)/python -m pip install -q --disable-pip-version-check uv \
+	@awk '/^uv==/ { on = 1 } on { print } on && !/\\$$/ { exit }' requirements.lock > $(VENV)/uv.txt
+	@{ $(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r $(VENV)/uv.txt \
 	   && UV_LINK_MODE=copy $(BIN)/uv pip install -q --python $(BIN)/python --require-hashes -r requirements.lock; } \
 	 || { echo "setup: uv did not work, using pip"; $(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements.lock; }
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
@@ -57,8 +62,10 @@ fmt: setup  ## format and fix
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: setup  ## the timed comparisons of benchmarks/ (about ten minutes)
+bench: setup  ## the comparisons that need no data of yours (about ten minutes)
 	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/loop_overhead.py
+	OMP_WAIT_POLICY=passive $(BIN)/python benchmarks/accuracy.py digits --seeds 3
 
 lock: setup  ## renew requirements.lock: names, versions, hashes, no addresses
 	$(BIN)/uv pip compile -q pyproject.toml --all-extras --group dev -c constraints.txt --generate-hashes \

@@ -393,3 +393,18 @@ def test_compiled_training_learns_the_same(config, tmp_path):
     plain = run(frozen, out=str(tmp_path / "plain"), max_steps=2)
     compiled = run(frozen, out=str(tmp_path / "compiled"), max_steps=2, compile=True)
     assert compiled.evaluation.loss == pytest.approx(plain.evaluation.loss, abs=1e-4)
+
+
+def test_what_is_wrong_but_not_fatal_is_said(config, tmp_path):
+    data = class_folders(tmp_path / "data")
+    (data / "red" / "notes.heic").write_bytes(b"?")
+    class_folders(tmp_path / "data", classes=("green",), per_class=12)
+    (data / "lonely").mkdir()
+    (data / "red" / "000.png").rename(data / "lonely" / "000.png")
+    said = []
+    watcher = Silent()
+    watcher.say = said.append
+    train(dataclasses.replace(config, data=str(data), max_steps=1), progress=watcher)
+    warnings = [line for line in said if line.startswith("warning: ")]
+    assert any("'lonely' has a single image" in line for line in warnings)
+    assert any("notes.heic" in line for line in warnings)

@@ -70,7 +70,7 @@ def train(config: TrainConfig, *, resume: bool = False, progress: Progress | Non
     source.split("val")  # without one there is nothing to choose the best weights by: say so before the work
     bad = BadImages(config.max_bad)
     judged_on = _readable(source, bad) if config.max_bad else source
-    _warn_of_leaks(source, progress)
+    _warn(source, progress)
 
     # Model
     torch.manual_seed(config.seed)
@@ -257,13 +257,19 @@ def _keep_split(run: RunFolder, source: DataSource) -> None:
     run.write_json("split.json", split_record(source))
 
 
-def _warn_of_leaks(source: DataSource, progress: Progress) -> None:
-    """Say which files stand in two splits: what is learned by heart there looks like accuracy."""
+def _warn(source: DataSource, progress: Progress) -> None:
+    """One line for each kind of problem that does not stop training, and for files that stand in two splits."""
+    kinds = {problem.kind: problem for problem in reversed(source.problems)}
+    for kind, first in kinds.items():
+        more = sum(problem.kind == kind for problem in source.problems) - 1
+        progress.say(
+            f"warning: {first.message}" + (f" (and {more} more: swindow data check lists them)" if more else "")
+        )
     leaks = duplicates_across(source)
     if leaks:
-        first = f"{leaks[0].name} ({leaks[0].split}) and {leaks[0].other_name} ({leaks[0].other_split})"
+        pair = f"{leaks[0].name} ({leaks[0].split}) and {leaks[0].other_name} ({leaks[0].other_split})"
         progress.say(
-            f"warning: {len(leaks)} image{'s' if len(leaks) > 1 else ''} in more than one split, such as {first}; "
+            f"warning: {len(leaks)} image{'s' if len(leaks) > 1 else ''} in more than one split, such as {pair}; "
             "accuracy will look too good. swindow data check lists them"
         )
 

@@ -37,7 +37,7 @@ def test_class_folders_get_a_stratified_validation_split(tmp_path: Path, classes
     assert not names(source.train) & names(source.val)
     assert len(names(source.train) | names(source.val)) == 31
     assert source.describe() == (
-        f"{folder} (folder): 3 classes, train 25 / val 6 colour images of about 12 × 16; "
+        f"{folder} (folder): classification, 3 classes, train 25 / val 6 colour images of about 12 × 16; "
         f"val held out of train (19.4%, seed 0)"
     )
     image = source.val.read(0)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from swindow.data.folders import read_folder
 from swindow.data.idx import holds_idx, read_idx
-from swindow.data.inventory import POOL, Inventory, Rows, relative
+from swindow.data.inventory import POOL, Inventory, Problem, Rows, relative
 from swindow.data.named import TORCHVISION, read_digits, read_torchvision, torchvision_name
 from swindow.data.splits import digest, held_out
 from swindow.data.tables import TABLE_SUFFIXES, read_table
@@ -89,6 +89,8 @@ class DataSource:
     """Folder that recorded names are relative to; empty where they are no files."""
     held_out: Mapping[str, tuple[str, ...]]
     """Names in each split that was made here rather than found."""
+    problems: tuple[Problem, ...] = ()
+    """What is wrong with the source, though not so wrong that it cannot be trained on."""
 
     def describe(self) -> str:
         """The one line that is said aloud."""
@@ -96,8 +98,8 @@ class DataSource:
         parts = [f"{split} {len(images):,}" for split, images in self.splits().items()]
         colour = "grey" if self.channels == 1 else "colour" if self.channels == 3 else f"{self.channels}-channel"
         return (
-            f"{self.source} ({self.kind}): {len(self.classes)} classes, {' / '.join(parts)} {colour} images "
-            f"of about {height} × {width}; {self.split_note}"
+            f"{self.source} ({self.kind}): classification, {len(self.classes)} classes, {' / '.join(parts)} "
+            f"{colour} images of about {height} × {width}; {self.split_note}"
         )
 
     def split(self, name: str) -> Images:
@@ -195,6 +197,7 @@ def open_data(
         val_fraction=val_fraction,
         root=found.root,
         held_out=chosen,
+        problems=(*found.problems, *found.label_problems(for_training=for_training)),
     )
 
 
