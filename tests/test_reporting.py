@@ -85,7 +85,9 @@ def judged(classes, *, count=60, side=12, channels=3, right=False):
 @pytest.fixture
 def run(tmp_path):
     """A run folder as training leaves it."""
-    rows = [{"kind": "train", "step": s, "epoch": 0, "loss": 3 / s, "accuracy": 0.5, "lr": 1.0} for s in range(1, 40)]
+    rows = [
+        {"kind": "train", "step": s, "epoch": 0, "loss": 3 / s, "accuracy": 0.5, "lr_share": 1.0} for s in range(1, 40)
+    ]
     rows += [{"kind": "val", "step": s, "epoch": 0, "loss": 2 / s, "accuracy": 0.6} for s in (20, 39)]
     folder = tmp_path / "first <run>"
     folder.mkdir()
@@ -230,7 +232,7 @@ def test_measurements_are_read_in_order_each_step_once(tmp_path):
 
 def test_values_that_are_not_finite_are_left_out_of_the_curves(run):
     with (run / "metrics.jsonl").open("a") as file:
-        file.write('{"kind": "train", "step": 40, "loss": NaN, "accuracy": null, "lr": Infinity}\n')
+        file.write('{"kind": "train", "step": 40, "loss": NaN, "accuracy": null, "lr_share": Infinity}\n')
     text, _ = report(run, *judged(("ant", "bee")))
     assert "nan" not in re.findall("<svg.*?</svg>", text, flags=re.DOTALL)[0].lower()
 

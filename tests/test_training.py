@@ -77,6 +77,8 @@ def test_it_learns_three_hues_and_leaves_a_complete_run_folder(config, tmp_path)
     assert json.loads((folder / "result.json").read_text())["accuracy"] == 1.0
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines if line["kind"] == "train"]
+    assert {"step", "epoch", "lr_share", "accuracy", "images_per_second", "memory_gib"} <= lines[0].keys()
+    assert "no measurements" not in (folder / "report.html").read_text()
     assert losses[-1] < 0.7 * losses[0]
     assert max(line["accuracy"] for line in lines if line["kind"] == "val") == 1.0
     present = {path.name for path in folder.iterdir()}

@@ -166,7 +166,7 @@ class Learner:
         if wrong:
             raise TrainingDiverged(
                 f"step {self.position.step}: {', '.join(wrong)} is not finite; the last save is intact. "
-                "Lower optim.lr, set optim.clip 1.0, or train with precision fp32"
+                "Start anew with a lower optim.lr, with optim.clip 1.0 or with precision fp32"
             )
 
     def _apply_gradients(self) -> Tensor:

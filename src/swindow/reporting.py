@@ -133,7 +133,7 @@ def _curves(path: Path) -> str:
     charts = {
         "Loss": _line_chart("loss", train, val, "{:.3g}"),
         "Accuracy": _line_chart("accuracy", train, val, "{:.0%}"),
-        "Learning rate, share of the peak": _line_chart("lr", train, [], "{:.2g}", floor=0.0),
+        "Learning rate, share of the peak": _line_chart("lr_share", train, [], "{:.2g}", floor=0.0),
     }
     drawn = [f"<div><h3>{name}</h3>{chart}</div>" for name, chart in charts.items() if chart]
     note = "By step. Training values are means over augmented images, as the model saw them; hence they can be worse."

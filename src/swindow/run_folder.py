@@ -189,7 +189,7 @@ class RunFolder:
                 file.write(mine)
         except FileExistsError:
             host, _, process = self.lock.read_text().partition(" ")
-            if host == socket.gethostname() and not _alive(process):
+            if host == socket.gethostname() and (process == str(os.getpid()) or not _alive(process)):
                 self.lock.write_text(mine)
                 return
             raise ConfigError(

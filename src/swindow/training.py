@@ -132,7 +132,7 @@ def train(config: TrainConfig, *, resume: bool = False, progress: Progress | Non
                     progress.advance(1, epoch=f"{epoch + 1}/{config.epochs}", **meter.shown())
                     if due(position.step, max(per_epoch // 10, 1), learner.total):
                         run.record(
-                            {"kind": "train", "step": position.step, "epoch": epoch, "rate": rate, **meter.read()}
+                            {"kind": "train", "step": position.step, "epoch": epoch, "lr_share": rate, **meter.read()}
                         )
                     if stops.save_is_due():
                         run.save_last(learner)
