@@ -389,12 +389,18 @@ def test_fp16_overflow_skips_the_step_of_every_part(config, tmp_path):
     assert all(torch.isfinite(p.grad).all() for n, p in model.named_parameters() if n != "head.linear.bias")
 
 
+# The compiler asks each input for its gradient and hides the warning by itself, which cannot hide one made an error.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.compiled
 def test_compiled_training_learns_the_same(config, tmp_path):
-    frozen = dataclasses.replace(config, augment=AugmentConfig(), precision="fp32")
-    plain = run(frozen, out=str(tmp_path / "plain"), max_steps=2)
-    compiled = run(frozen, out=str(tmp_path / "compiled"), max_steps=2, compile=True)
-    assert compiled.evaluation.loss == pytest.approx(plain.evaluation.loss, abs=1e-4)
+    frozen = dataclasses.replace(config, augment=AugmentConfig(), drop_path=0.0)
+    first = []
+    for name, compile in (("plain", False), ("compiled", True)):
+        run(frozen, out=str(tmp_path / name), max_steps=2, compile=compile)
+        first.append(json.loads((tmp_path / name / "metrics.jsonl").read_text().splitlines()[0]))
+    plain, compiled = first  # of the first step: Muon's bf16 iterations enlarge what differs after it
+    assert compiled["loss"] == pytest.approx(plain["loss"], rel=1e-5)
+    assert compiled["gradient_norm"] == pytest.approx(plain["gradient_norm"], rel=1e-4)
 
 
 def test_what_is_wrong_but_not_fatal_is_said(config, tmp_path):
