@@ -60,9 +60,12 @@ class Peer(Model):
             in_chans=config.channels,
             drop_path_rate=config.drop_path,
         )
+        stages = peer.layers
+        del peer.layers
+        peer.stages = stages  # the name that parameter groups go by, and the only one it is registered under
+        object.__setattr__(peer, "layers", stages)  # the name that timm's forward goes by
         self.backbone = peer
-        self.backbone.stages = peer.layers  # the name that parameter groups go by
-        self.backbone.each_stage = lambda: list(peer.layers)
+        self.backbone.each_stage = lambda: list(stages)
         self.head = Head(peer.head, ClassifierConfig(num_classes=len(classes), label_smoothing=config.label_smoothing))
         self.config = dataclasses.make_dataclass("Config", ["in_channels", "name"])(config.channels, "timm swin_tiny")
         mean, std = PIXELS[config.channels]
