@@ -24,7 +24,7 @@ def noise(height: int, width: int, channels: int = 3) -> np.ndarray:
 def blank(model: Model) -> Model:
     """No token prefers any other: no queries, no keys, no position bias."""
     for block in model.backbone.blocks():
-        for parameter in (block.attn.qkv.weight, block.attn.qkv.bias, block.attn.relative_position_bias_table):
+        for parameter in (block.attn.qkv.weight, block.attn.qkv.bias, block.attn.position_bias.table):
             nn.init.zeros_(parameter)
     return model
 
@@ -35,7 +35,7 @@ def looking_right(model: Model) -> Model:
         height, width = block.attn.window
         row = (height - 1) * (2 * width - 1) + width - 2  # query - key = (0, -1)
         with torch.no_grad():
-            block.attn.relative_position_bias_table[row] = 60.0
+            block.attn.position_bias.table[row] = 60.0
     return model
 
 

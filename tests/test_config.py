@@ -143,7 +143,7 @@ def test_values_of_the_wrong_type_are_refused_with_their_path(values: dict[str, 
 def test_a_config_s_own_complaint_comes_through() -> None:
     values = to_dict(model_config("swin_tiny"))
     values["backbone"]["window"] = 0
-    with pytest.raises(ConfigError, match=r"window, patch and every entry .* must be at least 1 @ config\.backbone"):
+    with pytest.raises(ConfigError, match=r"every entry must be a side or \(height, width\) of at least 1 @ config\.backbone"):
         from_dict(ModelConfig, values)
 
 

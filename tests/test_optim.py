@@ -51,7 +51,7 @@ def test_norms_biases_and_bias_tables_do_not_decay(model):
     expected = {
         name
         for name, _ in model.named_parameters()
-        if name.endswith(".bias") or ".norm" in name or "bias_table" in name
+        if name.endswith(".bias") or ".norm" in name or "position_bias.table" in name
     }
     assert free == expected
 

@@ -14,7 +14,9 @@ pytestmark = pytest.mark.parity
 CLOSE = 1e-5
 TINY = {"dim": 12, "depths": (2, 2, 2), "num_heads": (1, 2, 3), "num_classes": 7, "window": 4}
 
+TABLE = (r"relative_position_bias_table", "position_bias.table")
 TORCHVISION = [
+    TABLE,
     (r"^features\.0\.0\.", "backbone.patch_embed.proj."),
     (r"^features\.0\.2\.", "backbone.patch_embed.norm."),
     (r"^features\.(\d+)\.(\d+)\.", lambda m: f"backbone.stages.{(int(m[1]) - 1) // 2}.blocks.{m[2]}."),
@@ -24,6 +26,7 @@ TORCHVISION = [
     (r"^head\.", "head.linear."),
 ]
 TIMM = [
+    TABLE,
     (r"^patch_embed\.", "backbone.patch_embed."),
     (r"^layers\.(\d+)\.blocks\.", r"backbone.stages.\1.blocks."),
     (r"^layers\.(\d+)\.downsample\.", lambda m: f"backbone.stages.{int(m[1]) - 1}.merge."),  # at a stage's start there

@@ -1,35 +1,44 @@
-"""What a model costs at an image size: parameters, multiply-accumulates (MACs), activations. Arithmetic; nothing runs.
+"""What a model costs at an image size: parameters, multiply-accumulates (MACs), activations; for every family.
 
-Two conventions of counting MACs are in use, and papers seldom say which:
+A twin of the model runs once on the meta device, where tensors have shapes and no values, and the products are counted
+as they come by. Two conventions of counting MACs are in use, and papers seldom say which:
 
-* Microsoft's (`Counts.macs`; the Swin paper and its repository): matrix products, convolutions, and one MAC for each
-  value that a norm reads.
-* torchvision's (`Counts.product_macs`): matrix products and convolutions only.
+* Microsoft's (`Counts.macs`; the Swin papers and their repository): matrix products, convolutions, and one MAC for each
+  value that a norm reads; V2's networks that make position biases are left out. For ViT and DeiT, whose papers leave
+  out the norms, it is the products alone.
+* torchvision's (`Counts.product_macs`): all matrix products and convolutions, and nothing else.
 
 Both count what the windows compute, padding included, so that sizes which windows do not divide cost more.
 """
 
+import contextlib
 import dataclasses
+import functools
 import math
-from typing import NamedTuple, cast
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
-from swindow.backbones.swin import Block, Stage, Swin
+from swindow.backbones.windowed import WindowAttention, WindowedBackbone
 from swindow.layers import PatchMerge
-from swindow.model import Model
+from swindow.model import Model, use_backend
 from swindow.ops.windows import Size
-from swindow.ops.windows import count as windows_over
 
 
 class Cost(NamedTuple):
     """The work of a part on one image."""
 
-    products: int
+    products: int = 0
     """MACs of matrix products and convolutions."""
-    norms: int
+    tables: int = 0
+    """MACs of products that make position biases, the same for any number of images."""
+    norms: int = 0
     """MACs of norms in Microsoft's convention."""
-    activations: int
+    activations: int = 0
     """Values that matrix products and convolutions put out."""
 
 
@@ -74,8 +83,8 @@ class Counts:
 
     @property
     def product_macs(self) -> int:
-        """MACs in torchvision's convention: products and convolutions."""
-        return sum(part.cost.products for part in self.parts)
+        """MACs in torchvision's convention: products and convolutions, of position biases too."""
+        return sum(part.cost.products + part.cost.tables for part in self.parts)
 
     @property
     def activations(self) -> int:
@@ -84,15 +93,16 @@ class Counts:
 
 
 def count(model: Model, size: int | Size) -> Counts:
-    """What `model` costs on one image of this size in pixels; one on the meta device will do, and takes no memory."""
+    """What `model` costs on one image of this size in pixels; the model itself does not run."""
     size = (size, size) if isinstance(size, int) else size
-    body = model.backbone
-    patches = (windows_over(size[0], body.config.patch), windows_over(size[1], body.config.patch))
-    parts, grid = [_embedding(body, patches)], patches
-    for index, stage in enumerate(cast(list[Stage], body.stages)):
-        parts.append(_stage(stage, grid, f"stage {index + 1}"))
-        grid = parts[-1].grid if stage.merge is None else _halved(grid)
-    return Counts(size=size, parts=(*parts, _head(model, patches, grid)))
+    with torch.device("meta"):
+        twin = model.config.build().eval()
+        images = torch.empty(1, model.config.in_channels, *size)
+    use_backend(twin, "reference")
+    ledger = _Ledger()
+    with _watching(twin, ledger), torch.no_grad(), ledger:
+        twin(images)
+    return Counts(size=size, parts=ledger.parts())
 
 
 def stage_table(counts: Counts) -> str:
@@ -109,65 +119,108 @@ def stage_table(counts: Counts) -> str:
     )
 
 
-def _embedding(body: Swin, grid: Size) -> Part:
-    conv = body.patch_embed.proj
-    values = math.prod(grid) * conv.out_channels
-    cost = Cost(products=values * conv.in_channels * math.prod(conv.kernel_size), norms=values, activations=values)
-    return Part(
-        name="patches", grid=grid, channels=conv.out_channels, parameters=_parameters(body.patch_embed), cost=cost
-    )
+class _Ledger(TorchDispatchMode):
+    """Writes what comes by to the account of the part that is running."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.costs: dict[str, Cost] = {}
+        self.facts: dict[str, dict[str, Any]] = {}
+        self.part, self.making_tables = "", False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func.overloadpacket in flop_registry:
+            macs = flop_registry[func.overloadpacket](*args, **(kwargs or {}), out_val=out) // 2
+            self.add(tables=macs) if self.making_tables else self.add(products=macs, activations=out.numel())
+        return out
+
+    def add(self, **amounts: int) -> None:
+        """Put amounts to the current part's account."""
+        cost = self.costs[self.part]
+        self.costs[self.part] = cost._replace(**{key: getattr(cost, key) + value for key, value in amounts.items()})
+
+    def enter(self, name: str, **facts: Any) -> None:
+        """What comes next belongs to this part."""
+        self.part = name
+        self.costs.setdefault(name, Cost())
+        self.facts.setdefault(name, {"grid": (1, 1), "channels": 0}).update(facts)
+
+    def parts(self) -> tuple[Part, ...]:
+        """The parts in the order in which they first ran."""
+        return tuple(Part(name=name, cost=self.costs[name], **facts) for name, facts in self.facts.items())
 
 
-def _stage(stage: Stage, grid: Size, name: str) -> Part:
-    blocks = cast(list[Block], stage.blocks)
-    costs = [_block(block, grid) for block in blocks]
-    if stage.merge is not None:
-        costs.append(_merge(stage.merge, _halved(grid)))
-    return Part(
-        name=name,
-        grid=grid,
-        channels=blocks[0].attn.proj.in_features,
-        parameters=_parameters(stage),
-        cost=Cost(*map(sum, zip(*costs, strict=True))),
-        blocks=len(blocks),
-        heads=blocks[0].attn.num_heads,
-        window=blocks[0].attn.window,
-        shift=max(block.attn.shift_at(*grid) for block in blocks),
-    )
+@contextlib.contextmanager
+def _watching(twin: Model, ledger: _Ledger) -> Iterator[None]:
+    """While it lasts, tell the ledger which part runs, what norms read, and when position biases are made."""
+    with contextlib.ExitStack() as stack:
+        for name, modules in _modules_of_parts(twin).items():
+            parameters = _parameters(*modules)
+            for module in modules:
+                enter = functools.partial(_enter, ledger, name, parameters)
+                leave = functools.partial(_leave, ledger, name)
+                stack.callback(module.register_forward_pre_hook(enter).remove)
+                stack.callback(module.register_forward_hook(leave).remove)
+        for module in twin.modules():
+            if isinstance(module, nn.LayerNorm) and isinstance(twin.backbone, WindowedBackbone):
+                stack.callback(module.register_forward_hook(functools.partial(_read_by_norm, ledger, twin)).remove)
+            if isinstance(module, WindowAttention) and module.position_bias is not None:
+                switch = functools.partial(_switch_tables, ledger)
+                stack.callback(module.position_bias.register_forward_pre_hook(switch).remove)
+                stack.callback(module.position_bias.register_forward_hook(switch).remove)
+        yield
 
 
-def _block(block: Block, grid: Size) -> Cost:
-    channels, hidden, window = block.attn.proj.in_features, block.mlp.fc1.out_features, block.attn.window
-    tokens, seen = math.prod(grid), math.prod(window)
-    padded = math.prod(windows_over(side, step) * step for side, step in zip(grid, window, strict=True))
-    attention = padded * (3 * channels**2 + 2 * seen * channels) + tokens * channels**2
-    return Cost(
-        products=attention + 2 * tokens * channels * hidden,
-        norms=2 * tokens * channels,
-        activations=padded * (4 * channels + seen * block.attn.num_heads) + tokens * (2 * channels + hidden),
-    )
+def _modules_of_parts(twin: Model) -> dict[str, list[nn.Module]]:
+    """A part for the patches, for every stage with the merge after it, and for the head with the output norms."""
+    parts: dict[str, list[nn.Module]] = {}
+    for name, child in twin.backbone.named_children():
+        if name == "stages":
+            for number, stage in enumerate(child.children(), start=1):
+                parts[f"stage {number}"] = [stage, *filter(None, [getattr(stage, "merge", None)])]
+        elif name not in ("norms", "dropout"):
+            parts["patches" if name == "patch_embed" else name] = [child]
+    return {**parts, "head": [*twin.backbone.norms.children(), twin.head]}
 
 
-def _merge(merge: PatchMerge, grid: Size) -> Cost:
-    tokens, wide, narrow = math.prod(grid), merge.reduction.in_features, merge.reduction.out_features
-    return Cost(products=tokens * wide * narrow, norms=tokens * wide, activations=tokens * narrow)
+def _enter(ledger: _Ledger, name: str, parameters: int, module: nn.Module, inputs: Any) -> None:
+    ledger.enter(name, parameters=parameters)
 
 
-def _head(model: Model, patches: Size, grid: Size) -> Part:
-    linear = model.head.linear
+def _leave(ledger: _Ledger, name: str, module: nn.Module, inputs: Any, out: Any) -> None:
+    """Note the map that a part puts out, and how a stage attends on it; what a merge puts out is the next stage's."""
+    facts = ledger.facts[name]
+    if isinstance(out, Tensor) and out.ndim == 4 and not isinstance(module, PatchMerge):
+        facts |= {"grid": tuple(out.shape[1:3]), "channels": out.shape[3]}
+    if isinstance(out, tuple):  # the head's outputs: a logit for each class
+        facts["channels"] = out[0].shape[1]
+    blocks = getattr(module, "blocks", ())
+    attention = [part for block in blocks for part in block.modules() if hasattr(part, "num_heads")]
+    if attention:
+        facts |= {"blocks": len(blocks), "heads": attention[0].num_heads}
+    cuts = [part.windowing for part in attention if isinstance(part, WindowAttention)]
+    if cuts:
+        facts |= {"window": cuts[0].window, "shift": max(cut.shift_at(*facts["grid"]) for cut in cuts)}
+
+
+def _read_by_norm(ledger: _Ledger, twin: Model, module: nn.Module, inputs: Any, out: Any) -> None:
+    if module not in twin.backbone.norms.children():
+        ledger.add(norms=inputs[0].numel())
+        return
     # Microsoft divides the patches by 2**stages for the final norm, not by 4**(stages - 1); kept, so that ours agrees.
-    norms = linear.in_features * math.prod(patches) // 2 ** len(model.backbone.stages)
-    cost = Cost(products=linear.in_features * linear.out_features, norms=norms, activations=linear.out_features)
-    parameters = _parameters(model.backbone.norms) + _parameters(model.head)
-    return Part(name="head", grid=grid, channels=linear.out_features, parameters=parameters, cost=cost)
+    patches = math.prod(ledger.facts["patches"]["grid"])
+    ledger.add(norms=inputs[0].shape[-1] * patches // 2 ** len(twin.backbone.stages))
 
 
-def _parameters(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
+def _switch_tables(ledger: _Ledger, *_: Any) -> None:
+    ledger.making_tables = not ledger.making_tables
 
 
-def _halved(grid: Size) -> Size:
-    return (windows_over(grid[0], 2), windows_over(grid[1], 2))
+def _parameters(*modules: nn.Module) -> int:
+    """Of all of them together: a merge is also part of its stage."""
+    unique = {id(parameter): parameter.numel() for module in modules for parameter in module.parameters()}
+    return sum(unique.values())
 
 
 def _row(part: Part) -> tuple[str, ...]:

@@ -46,7 +46,7 @@ class Model(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        last = len(config.backbone.depths) - 1
+        last = len(config.backbone.channels) - 1
         self.backbone = config.backbone.build(in_channels=config.in_channels, out_stages=(last,))
         self.head = config.head.build(self.backbone.channels)
         self.preprocess: Preprocess | None = None
@@ -95,7 +95,7 @@ def backbone(
         ConfigError: a value that cannot be, or stages that the backbone does not have.
     """
     config = dataclasses.replace(_variant(name), **_checked(fields, _variant(name)))
-    stages = range(len(config.depths)) if out_stages is None else out_stages
+    stages = range(len(config.channels)) if out_stages is None else out_stages
     return MapBackbone(config.build(in_channels=in_channels, out_stages=tuple(stages)))
 
 

@@ -216,24 +216,21 @@ def moving_average(model: Model, decay: float) -> AveragedModel:
 
 def _is_hidden_matrix(name: str, parameter: Tensor) -> bool:
     """Muon is for the matrices between layers; embeddings, tables and the head are AdamW's (Jordan et al. 2024)."""
-    return parameter.ndim == 2 and ".stages." in name and "bias_table" not in name
+    return parameter.ndim == 2 and (".stages." in name or ".blocks." in name) and "position" not in name
 
 
 def _decays(name: str, parameter: Tensor) -> bool:
-    return parameter.ndim > 1 and "bias_table" not in name
+    """Weights of layers decay; norms, biases, tables, tokens and scales do not (Swin, section 4.1)."""
+    return parameter.ndim > 1 and not any(word in name for word in ("position", "token", "logit_scale"))
 
 
 def _layer_numbers(model: Model) -> dict[str, int]:
-    """0 for the patch embedding, then one number per block; a merge counts with the stage that it ends."""
-    numbers: dict[str, int] = {}
-    block_count = 0
-    for number, stage in enumerate(model.backbone.each_stage()):
-        for name, _ in stage.named_parameters():
-            inside = int(name.split(".")[1]) if name.startswith("blocks.") else len(stage.blocks) - 1
-            numbers[f"backbone.stages.{number}.{name}"] = block_count + inside + 1
-        block_count += len(stage.blocks)
-    last = block_count + 1
-    return {
-        name: numbers.get(name, 0 if name.startswith("backbone.patch_embed") else last)
-        for name, _ in model.named_parameters()
-    }
+    """0 for what comes before the blocks, then one number per block; a merge counts with the stage that it ends."""
+    blocks = list(model.backbone.blocks())
+    inside = {id(parameter): number for number, block in enumerate(blocks, start=1) for parameter in block.parameters()}
+    numbers, latest = {}, 0
+    for name, parameter in model.named_parameters():
+        latest = inside.get(id(parameter), latest)
+        is_end = name.startswith(("backbone.norms.", "head."))
+        numbers[name] = len(blocks) + 1 if is_end else latest
+    return numbers

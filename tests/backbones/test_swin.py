@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from swindow.backbones import VARIANTS, SwinConfig
-from swindow.backbones.swin import WindowAttention
+from swindow.backbones.windowed import RelativeBias
 from swindow.errors import ConfigError, ShapeError
 from swindow.model import Model, backbone, build
 
@@ -37,9 +37,10 @@ def test_every_parameter_of_every_variant_has_a_gradient(small: Model) -> None:
 
 
 def test_blocks_of_every_variant_shift_in_turn_by_half_a_window(small: Model) -> None:
-    half = small.config.backbone.window // 2
-    for stage, depth in zip(small.backbone.stages, small.config.backbone.depths, strict=True):
-        assert [block.attn.shift for block in stage.blocks] == [(0, 0), (half, half)] * (depth // 2)
+    config = small.config.backbone
+    for stage, depth, window in zip(small.backbone.stages, config.depths, config.windows, strict=True):
+        half = window[0] // 2
+        assert [block.attn.windowing.shift for block in stage.blocks] == [(0, 0), (half, half)] * (depth // 2)
 
 
 def test_stochastic_depth_of_every_variant_grows_linearly() -> None:
@@ -69,7 +70,7 @@ def test_the_published_shapes() -> None:
 BLOCK_KEYS = [
     "norm1.weight",
     "norm1.bias",
-    "attn.relative_position_bias_table",
+    "attn.position_bias.table",
     "attn.qkv.weight",
     "attn.qkv.bias",
     "attn.proj.weight",
@@ -105,8 +106,8 @@ def test_initialisation() -> None:
             assert (module.weight == 1).all(), name
             assert not module.bias.any(), name
             assert module.eps == 1e-5
-        if isinstance(module, WindowAttention):
-            assert module.relative_position_bias_table.std().item() == pytest.approx(0.02, rel=0.15), name
+        if isinstance(module, RelativeBias):
+            assert module.table.std().item() == pytest.approx(0.02, rel=0.15), name
 
 
 @settings(max_examples=60)
@@ -176,7 +177,11 @@ def test_images_with_other_channels_are_refused(tiny: Tiny) -> None:
     [
         ({"depths": (2, 2)}, r"depths \(2, 2\) and num_heads \(3, 6, 12\) must name the same stages"),
         ({"depths": (), "num_heads": ()}, "must name the same stages"),
-        ({"window": 0}, "must be at least 1"),
+        ({"window": 0}, r"window 0: every entry must be a side or \(height, width\) of at least 1"),
+        ({"window": (7, 7)}, r"window \(7, 7\) names 2 stages of 3; give one side for all, or an entry per stage"),
+        ({"window": (7, (7, 0), 7)}, "every entry must be a side or"),
+        ({"image_size": 0}, "image_size is 0; it must be at least 1 pixel"),
+        ({"patch": 0}, "must be at least 1"),
         ({"depths": (2, 0, 2)}, "must be at least 1"),
         ({"dim": 50}, "50 channels cannot be split over 3 heads; change dim or num_heads"),
         ({"drop_path": 1.0}, r"drop_path 1.0 and dropout 0.0 must lie in \[0, 1\)"),

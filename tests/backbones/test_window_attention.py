@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swindow.backbones.swin import WindowAttention
+from swindow.backbones.windowed import RelativeBias, WindowAttention, Windowing
+from swindow.layers import Linear
 from swindow.ops.attention import Backend
 from swindow.ops.windows import count, merge, partition
 from who_sees_whom import attend, tokens, visible
@@ -18,7 +19,10 @@ Size = tuple[int, int]
 
 def module(*, window: Size, shift: Size, heads: int = 2, depth: int = 3) -> WindowAttention:
     """In fp64, every parameter drawn, so that no bias is zero by chance of initialisation."""
-    attention = WindowAttention(heads * depth, heads, window, shift).double()
+    dim = heads * depth
+    attention = WindowAttention(
+        dim, heads, Windowing(window, shift), qkv=Linear(dim, 3 * dim), position_bias=RelativeBias(window, heads)
+    ).double()
     for parameter in attention.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     return attention
@@ -31,13 +35,15 @@ def by_definition(attention: WindowAttention, x: np.ndarray) -> np.ndarray:
     """
     (height, width), (h, w) = x.shape[1:3], attention.window
     grid = (-(-height // h) * h, -(-width // w) * w)
-    shift = tuple(s if side > step else 0 for s, side, step in zip(attention.shift, grid, (h, w), strict=True))
+    shift = tuple(
+        s if side > step else 0 for s, side, step in zip(attention.windowing.shift, grid, (h, w), strict=True)
+    )
     padded = np.zeros((len(x), *grid, x.shape[3]))
     padded[:, :height, :width] = x
     weight = {name: value.detach().numpy() for name, value in attention.named_parameters()}
     qkv = padded.reshape(len(x), -1, x.shape[3]) @ weight["qkv.weight"].T + weight["qkv.bias"]
     qkv = qkv.reshape(len(x), len(tokens(grid)), 3, attention.num_heads, -1)  # B tokens 3 N D
-    place, table = tokens(grid), weight["relative_position_bias_table"]
+    place, table = tokens(grid), weight["position_bias.table"]
 
     def bias(token: int, seen: list[int]) -> np.ndarray:
         offsets = [(place[token][0] - place[key][0], place[token][1] - place[key][1]) for key in seen]
@@ -77,7 +83,7 @@ def test_the_weights_give_the_output(grid: Size) -> None:
     windows = count(grid[0], 3) * count(grid[1], 4)
     assert weights.shape == (2, windows, 2, 12, 12)
     torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights[..., 0]))
-    shift = attention.shift_at(*grid)
+    shift = attention.windowing.shift_at(*grid)
     value = attention.project(x)[..., 2, :, :]  # B H W N D, padded
     taken = weights @ partition(value, (3, 4), shift).flatten(2, 3).transpose(2, 3)  # B G N T D
     attended = merge(taken.transpose(2, 3).unflatten(2, (3, 4)), value.shape[1:3], shift)
@@ -89,13 +95,13 @@ def test_the_weights_give_the_output(grid: Size) -> None:
     [((8, 8), (2, 2)), ((5, 4), (2, 0)), ((4, 5), (0, 2)), ((4, 4), (0, 0)), ((3, 9), (0, 2)), ((1, 1), (0, 0))],
 )
 def test_an_axis_that_one_window_covers_is_not_shifted(grid: Size, shift: Size) -> None:
-    assert module(window=(4, 4), shift=(2, 2)).shift_at(*grid) == shift
+    assert module(window=(4, 4), shift=(2, 2)).windowing.shift_at(*grid) == shift
 
 
 def test_padded_tokens_are_seen_with_the_bias_of_qkv_as_published() -> None:
     attention = module(window=(2, 2), shift=(0, 0))
     x = torch.randn(1, 1, 1, 6, dtype=torch.float64, requires_grad=True)
-    gradient = torch.autograd.grad(attention(x).sum(), attention.relative_position_bias_table)[0]
+    gradient = torch.autograd.grad(attention(x).sum(), attention.position_bias.table)[0]
     assert (gradient[[4, 3, 1, 0]] != 0).all()  # the token itself and the three of padding that it sees
     assert (gradient[[2, 5, 6, 7, 8]] == 0).all()  # offsets that no real token has here
 

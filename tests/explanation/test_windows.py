@@ -22,13 +22,13 @@ def dense_weights(block: nn.Module, x: Tensor) -> np.ndarray:
     """A block's attention as ``N P P`` over all tokens of the padded map, from the definition of who sees whom."""
     attention, grid = block.attn, (x.shape[1], x.shape[2])
     qkv = attention.project(block.norm1(x))[0].detach()
-    padded, shift = (qkv.shape[0], qkv.shape[1]), attention.shift_at(*grid)
+    padded, shift = (qkv.shape[0], qkv.shape[1]), attention.windowing.shift_at(*grid)
     query, key, value = (part.flatten(0, 1).numpy() for part in qkv.unbind(2))
     place = np.array(who_sees_whom.place_in_window(padded, attention.window, shift))
-    table = attention.bias().detach().numpy()
+    table = attention.position_bias().detach().numpy()
     _, weights = who_sees_whom.attend(
         query, key, value, who_sees_whom.visible(padded, attention.window, shift),
-        lambda token, seen: table[:, place[token], place[seen]].T, np.full(query.shape[1], attention.scale),
+        lambda token, seen: table[:, place[token], place[seen]].T, np.full(query.shape[1], query.shape[2] ** -0.5),
     )  # fmt: skip
     return weights
 

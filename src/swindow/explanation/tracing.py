@@ -6,8 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from swindow.backbones import Swin
-from swindow.backbones.swin import Block
+from swindow.backbones import Backbone
 from swindow.explanation import windows
 from swindow.explanation.windows import Layout, Step
 from swindow.model import Model
@@ -53,9 +52,9 @@ def grad_cam(model: Model, images: Images, target: int | None, stage: int) -> Cl
 
 
 @torch.no_grad()
-def trace(backbone: Swin, images: Images, tokens: list[Size]) -> list[list[BlockTrace]]:
+def trace(backbone: Backbone, images: Images, tokens: list[Size]) -> list[list[BlockTrace]]:
     """Every block of every stage for one image, with what one token of each stage takes from its window."""
-    x, traces = backbone.patch_embed(images), []
+    x, traces = backbone.embed(images), []
     stages: list[Any] = list(backbone.stages)  # a ModuleList does not say of what
     for stage, token in zip(stages, tokens, strict=True):
         blocks = []
@@ -67,12 +66,12 @@ def trace(backbone: Swin, images: Images, tokens: list[Size]) -> list[list[Block
     return traces
 
 
-def layout_of(block: Block, grid: Size) -> Layout:
+def layout_of(block: Any, grid: Size) -> Layout:
     """How a block cuts a map of this size."""
-    return Layout(grid, block.attn.window, block.attn.shift_at(*grid))
+    return Layout(grid, block.attn.window, block.attn.windowing.shift_at(*grid))
 
 
-def _trace_block(block: Block, x: Tensor, token: Size) -> BlockTrace:
+def _trace_block(block: Any, x: Tensor, token: Size) -> BlockTrace:
     layout = layout_of(block, (x.shape[1], x.shape[2]))
     raw = block.attn.attention_weights(block.norm1(x))[0]
     weights, lost = windows.without_padding(raw, layout)
