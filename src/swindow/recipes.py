@@ -82,7 +82,7 @@ def small_images(facts: Facts) -> TrainConfig:
 def few_photos(facts: Facts) -> TrainConfig:
     """Up to some ten thousand photographs, from scratch, on any machine.
 
-    The Grocery Store photos, 992 in 21 classes: 67 % of the validation photos after 8 minutes on two CPU cores.
+    The Grocery Store photos, 992 in 21 classes: 73 % of the validation photos after 7 minutes on two CPU cores.
     """
     return TrainConfig(
         recipe="few-photos",
@@ -92,11 +92,13 @@ def few_photos(facts: Facts) -> TrainConfig:
         crop_ratio=1.0,
         epochs=_epochs(facts, images=100_000, least=10),
         batch=64,
-        drop_path=0.0,
+        drop_path=0.1,
         label_smoothing=0.1,
         eval_every=5,
         optim=OptimConfig(name="muon", lr=2e-3, muon_lr=0.02, betas=(0.9, 0.95), ema=0.998),
-        augment=AugmentConfig(crop="resized", crop_scale=(0.35, 1.0), hflip=0.5, jitter=(0.3, 0.3, 0.3, 0.0)),
+        augment=AugmentConfig(
+            crop="resized", crop_scale=(0.35, 1.0), hflip=0.5, jitter=(0.3, 0.3, 0.3, 0.0), cutmix=1.0, mix_prob=0.5
+        ),
     )
 
 
