@@ -65,7 +65,7 @@ class Peer(Model):
         peer.stages = stages  # the name that parameter groups go by, and the only one it is registered under
         object.__setattr__(peer, "layers", stages)  # the name that timm's forward goes by
         self.backbone = peer
-        self.backbone.each_stage = lambda: list(stages)
+        self.backbone.blocks = lambda: [block for stage in stages for block in stage.blocks]
         self.head = Head(peer.head, ClassifierConfig(num_classes=len(classes), label_smoothing=config.label_smoothing))
         self.config = dataclasses.make_dataclass("Config", ["in_channels", "name"])(config.channels, "timm swin_tiny")
         mean, std = PIXELS[config.channels]

@@ -78,6 +78,8 @@ model = call("build", "swin_nano", num_classes=2, **shape)
 call("use_backend", model, "sdpa")
 assert call("save", model, folder / "saved").exists()
 assert call("load", folder / "saved").config == model.config
+assert call("convert", folder / "saved", folder / "timm.pth", to="timm").exists()
+assert call("load_weights", model, folder / "saved", say=None).problems == []
 config = call("configure", str(folder / "data"), model="swin_nano", fields=shape, epochs=1, size=16, batch=4,
               out=str(folder / "run"), device="cpu", workers=0)
 assert isinstance(config, getattr(swindow, "TrainConfig"))

@@ -8,8 +8,9 @@ import safetensors.torch
 import torch
 
 import swindow
-from swindow.checkpoints import load_state, read_tensors
+from swindow.checkpoints import load_weights
 from swindow.checkpoints.files import folder_draft, newest_sealed, verify, write_atomic
+from swindow.checkpoints.own import card_text
 from swindow.errors import CheckpointError
 from swindow.preprocess import Preprocess
 
@@ -55,7 +56,7 @@ def test_a_run_folder_gives_its_best_weights(model, tmp_path):
         (b"", "not a readable safetensors file"),
         (b"PK\x03\x04 a zip, as torch.save makes them", "not a readable safetensors file"),
         (struct.pack("<Q", 2**40) + b"{}", "not a readable safetensors file"),
-        (safetensors.torch.save({"a": torch.ones(1)}), "do not say which model"),
+        (safetensors.torch.save({"a": torch.ones(1)}), "in no format that swindow knows"),
         (safetensors.torch.save({"a": torch.tensor([float("nan")])}), "not finite"),
         (safetensors.torch.save({"a": torch.ones(1)}, metadata={"swindow": "not = toml ="}), "cannot be read"),
         (safetensors.torch.save({"a": torch.ones(1)}, metadata={"swindow": "model = 3"}), "cannot be read"),
@@ -87,11 +88,12 @@ def test_a_mismatch_lists_everything_and_changes_nothing(model, tmp_path):
     state = dict(model.state_dict())
     del state["head.linear.bias"]
     state["extra"] = torch.zeros(1)
-    state["head.linear.weight"] = state["head.linear.weight"].T
+    state["head.linear.weight"] = state["head.linear.weight"].T.contiguous()
+    safetensors.torch.save_file(state, tmp_path / "wrong.safetensors", metadata={"swindow": card_text(model)})
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(CheckpointError) as caught:
-        load_state(model, state, source=tmp_path)
-    for part in ("missing head.linear.bias", "unexpected extra", "head.linear.weight is (32, 3)"):
+        load_weights(model, tmp_path / "wrong.safetensors")
+    for part in ("missing head.linear.bias", "unexpected extra", "head.linear.weight is 32×3, the model's is 3×32"):
         assert part in str(caught.value)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
@@ -99,7 +101,12 @@ def test_a_mismatch_lists_everything_and_changes_nothing(model, tmp_path):
 def test_the_head_can_be_left_out(model, tmp_path):
     other = swindow.build("swin_nano", num_classes=5, in_channels=1, dim=16, depths=(1, 1), num_heads=(1, 2), window=4)
     swindow.save(model, tmp_path)
-    load_state(other, read_tensors(tmp_path / "model.safetensors")[1], source=tmp_path, reset=("head.",))
+    with pytest.raises(CheckpointError, match=r'head="reset"'):
+        load_weights(other, tmp_path)
+    said = []
+    report = load_weights(other, tmp_path, head="reset", say=said.append)
+    assert report.reset == ("head.linear.weight", "head.linear.bias")
+    assert said == [str(report)]
     assert torch.equal(other.backbone.patch_embed.proj.weight, model.backbone.patch_embed.proj.weight)
 
 

@@ -18,8 +18,8 @@ from known_models import colour_blobs, noise, ready
 from swindow.checkpoints import save
 from swindow.errors import CheckpointError, ConfigError, DataError, MissingExtra, UnknownName
 from swindow.explanation import Explanation, Frame, explain
-from swindow.explanation.tracing import grad_cam
-from swindow.model import Model
+from swindow.explanation.tracing import grad_cam, trace
+from swindow.model import Model, build
 
 Tiny = Callable[..., Model]
 RED, GREEN = (255, 0, 0), (0, 255, 0)
@@ -275,3 +275,30 @@ def test_without_matplotlib_the_arrays_are_there_and_the_pictures_say_how(
     with pytest.raises(MissingExtra, match=r"swindow\[train\]"):
         result.save(tmp_path)
     assert not any(tmp_path.iterdir())
+
+
+def test_a_v2_is_explained_by_what_its_attention_reads() -> None:
+    """Its blocks norm last: attention reads the map itself."""
+    shape = {"dim": 8, "depths": (2, 2), "num_heads": (2, 4), "window": 4, "patch": 2, "image_size": 16}
+    model = ready(build("swin_v2_tiny_w8", num_classes=3, **shape).eval())
+    read: list[torch.Tensor] = []
+    for block in model.backbone.blocks():
+        for parameter in block.parameters():  # zero at first, as norms last are
+            nn.init.normal_(parameter, std=0.5)
+        block.attn.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
+    images = torch.randn(1, 3, 20, 16)
+    traces = trace(model.backbone, images, [(0, 0), (0, 0)])
+    blocks = zip(model.backbone.blocks(), (block for stage in traces for block in stage), read, strict=True)
+    for block, found, x in blocks:
+        with torch.no_grad():
+            expected = block.attn.attention_weights(x)[0]
+        assert found.received.shape[1:] == x.shape[1:3]
+        assert ((0 <= found.received) & torch.isfinite(found.received)).all()
+        if not any(side % 4 for side in x.shape[1:3]):  # without padding nothing is put right afterwards
+            torch.testing.assert_close(found.step.weights, expected.mean(1))
+
+
+def test_what_has_no_window_attention_is_refused() -> None:
+    model = ready(build("vit_tiny", num_classes=3, dim=24, depths=(1, 1), image_size=32), size=(32, 32))
+    with pytest.raises(ConfigError, match="vit_tiny has no window attention to explain"):
+        explain(model, noise(32, 32))

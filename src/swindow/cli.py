@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
@@ -28,13 +29,14 @@ Swin Transformers on your own images.
   info NAME|RUN        parameters, multiply-accumulates, stage table
   models [PATTERN]     the models there are
   data check DATA      find images and labels that cannot be used
+  convert IN OUT --to FORMAT   weights in somebody else's format: timm, torchvision, huggingface, …
 
 swindow COMMAND --help says more. --version prints the version; --debug shows the traceback of an error.
 DATA is a folder of class folders (with or without train/ and val/), a folder of IDX files (MNIST's format),
 a CSV or Parquet table of path and label, a torchvision dataset's name, or digits."""
 
 Arguments = TypeVar("Arguments")
-USUAL, SMALL = 224, 32  # pixels: what models are counted at when nobody says
+USUAL = 224  # pixels: what models are counted at when nobody says
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -43,6 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
     # Threads that spin while they wait starve each other on a shared machine: training was up to ten times slower
     # (docs/log.md). Read when torch is loaded, so it is the program's to say, not the library's.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    warnings.showwarning = _say_warning  # type: ignore[assignment]
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     try:
@@ -282,9 +285,9 @@ def models_command(words: list[str]) -> int:
         raise UnknownName("model", pattern, models())
     for name in names:
         model = _model_to_count(name, 1000, 3)
-        size = SMALL if model.backbone.config.patch < 4 else USUAL
+        size = _made_for(model)
         counts = count(model, size)
-        print(f"{name:12} {counts.parameters / 1e6:6.1f} M parameters  {counts.macs / 1e9:7.2f} G MACs at {size} px")
+        print(f"{name:24} {counts.parameters / 1e6:6.1f} M parameters  {counts.macs / 1e9:7.2f} G MACs at {size[0]} px")
     return 0
 
 
@@ -313,6 +316,36 @@ def data_command(words: list[str]) -> int:
     return 1 if report.problems else 0
 
 
+def convert_command(words: list[str]) -> int:
+    """Weights in somebody else's format."""
+    import tyro
+
+    from swindow.checkpoints import convert
+
+    @dataclasses.dataclass(frozen=True)
+    class Convert:
+        """Write a model's weights in another format, so that its own library loads them strictly."""
+
+        source: Annotated[str, tyro.conf.Positional]
+        """A run folder, a checkpoint, anyone's weights file or folder, or a published name."""
+        target: Annotated[Path, tyro.conf.Positional]
+        """A .safetensors or .pth file, or a folder (what from_pretrained takes)."""
+        to: str
+        """swindow, timm, torchvision, huggingface, openmmlab, facebook, microsoft, microsoft_dense, …_simmim."""
+        window: int | None = None
+        """Side of the windows, where the source does not tell it."""
+        image_size: int | None = None
+        """Side of the images that the model is made for, where the source does not tell it."""
+        prefer_ema: bool = False
+        """Of a file that holds averaged weights beside the others, take those."""
+
+    asked = parse(Convert, words, prog="swindow convert")
+    fields = {name: getattr(asked, name) for name in ("window", "image_size") if getattr(asked, name) is not None}
+    path = convert(asked.source, asked.target, to=asked.to, prefer_ema=asked.prefer_ema, say=print, **fields)
+    print(path)
+    return 0
+
+
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": train_command,
     "eval": eval_command,
@@ -321,7 +354,13 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "info": info_command,
     "models": models_command,
     "data": data_command,
+    "convert": convert_command,
 }
+
+
+def _say_warning(message: Any, category: type[Warning], *place: Any) -> None:
+    """A warning is a line for the user, not a place in our code."""
+    print(f"swindow: {message}", file=sys.stderr)
 
 
 def parse(shape: type[Arguments], words: list[str], *, prog: str, default: Arguments | None = None) -> Arguments:
@@ -353,7 +392,13 @@ def _size_to_count(asked: tuple[int, ...], model: "Model") -> tuple[int, int]:
         return asked[0], asked[-1]
     if model.preprocess is not None:
         return model.preprocess.size
-    return (SMALL, SMALL) if model.backbone.config.patch < 4 else (USUAL, USUAL)
+    return _made_for(model)
+
+
+def _made_for(model: "Model") -> tuple[int, int]:
+    """Height and width of the images that a variant is made for."""
+    size = getattr(model.backbone.config, "image_size", USUAL)
+    return (size, size) if isinstance(size, int) else size
 
 
 def _train_arguments() -> Any:

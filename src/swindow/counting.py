@@ -199,7 +199,7 @@ def _leave(ledger: _Ledger, name: str, module: nn.Module, inputs: Any, out: Any)
     attention = [part for block in blocks for part in block.modules() if hasattr(part, "num_heads")]
     if attention:
         facts |= {"blocks": len(blocks), "heads": attention[0].num_heads}
-    cuts = [part.windowing for part in attention if isinstance(part, WindowAttention)]
+    cuts = [part.windowing for part in attention if hasattr(part, "windowing")]
     if cuts:
         facts |= {"window": cuts[0].window, "shift": max(cut.shift_at(*facts["grid"]) for cut in cuts)}
 

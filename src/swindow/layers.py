@@ -70,11 +70,15 @@ class PatchEmbed(nn.Module):
 
 
 class PatchMerge(nn.Module):
-    """Halve the grid and double the channels: each 2x2 cell of tokens joined, normed, projected (section 3.1)."""
+    """Halve the grid and double the channels: each 2x2 cell of tokens joined, normed, projected (section 3.1).
 
-    def __init__(self, dim: int) -> None:
+    With `norm_last`, as in V2, the norm comes after the projection.
+    """
+
+    def __init__(self, dim: int, *, norm_last: bool = False) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(4 * dim)
+        self.norm_last = norm_last
+        self.norm = nn.LayerNorm((2 if norm_last else 4) * dim)
         self.reduction = Linear(4 * dim, 2 * dim, bias=False)
 
     def forward(self, x: Float[Tensor, "B H W C"]) -> Float[Tensor, "B H2 W2 D"]:
@@ -83,7 +87,7 @@ class PatchMerge(nn.Module):
         x = x.unflatten(2, (columns, 2)).unflatten(1, (rows, 2))  # B H2 2 W2 2 C
         # Column-major over the cell, (0,0) (1,0) (0,1) (1,1): the order in which the published weights were trained.
         x = x.permute(0, 1, 3, 4, 2, 5).flatten(3)
-        return self.reduction(self.norm(x))
+        return self.norm(self.reduction(x)) if self.norm_last else self.reduction(self.norm(x))
 
 
 def init_weights(module: nn.Module) -> None:

@@ -7,7 +7,7 @@ from typing import Any, get_args
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from swindow.backbones import VARIANTS, Backbone, BackboneConfig
+from swindow.backbones import VARIANTS, Backbone, BackboneConfig, SwinMoe
 from swindow.errors import ConfigError, UnknownName
 from swindow.heads import ClassifierConfig, HeadConfig
 from swindow.ops.attention import Backend
@@ -47,7 +47,8 @@ class Model(nn.Module):
         super().__init__()
         self.config = config
         last = len(config.backbone.channels) - 1
-        self.backbone = config.backbone.build(in_channels=config.in_channels, out_stages=(last,))
+        tokens = {"prefix": True} if config.head.pool in ("token", "tokens") else {}
+        self.backbone = config.backbone.build(in_channels=config.in_channels, out_stages=(last,), **tokens)
         self.head = config.head.build(self.backbone.channels)
         self.preprocess: Preprocess | None = None
         self.classes: tuple[str, ...] | None = None
@@ -58,6 +59,13 @@ class Model(nn.Module):
     def outputs(self, images: Images) -> Any:
         """The head's `Outputs`, a NamedTuple of tensors."""
         return self.head(self.backbone(images))
+
+    def outputs_and_losses(self, images: Images) -> tuple[Any, dict[str, Tensor]]:
+        """The head's `Outputs`, and losses by name that the backbone itself asks for: those that balance experts."""
+        if not isinstance(self.backbone, SwinMoe):
+            return self.outputs(images), {}
+        maps, losses = self.backbone.maps_and_losses(images)
+        return self.head(maps), losses
 
 
 class MapBackbone(nn.Module):
@@ -106,8 +114,8 @@ def models(pattern: str = "*") -> list[str]:
 
 def model_config(name: str, *, num_classes: int = 1000, in_channels: int = 3, **fields: Any) -> ModelConfig:
     """The configuration that `build` builds."""
-    head = ClassifierConfig(num_classes=num_classes)
     variant = _variant(name)
+    head = ClassifierConfig(num_classes=num_classes, pool=getattr(variant, "pool", "mean"))
     _checked(fields, variant, head)
     return ModelConfig(
         name=name,

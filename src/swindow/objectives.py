@@ -16,8 +16,8 @@ class Judged(NamedTuple):
 
 
 class Supervised:
-    """Learn from labels: the head's own loss."""
+    """Learn from labels: the head's own loss, and what a backbone with experts asks for to keep them balanced."""
 
     def __call__(self, model: Model, images: Images, targets: Any) -> Judged:
-        outputs = model.outputs(images)
-        return Judged(model.head.loss(outputs, targets), outputs)
+        outputs, own = model.outputs_and_losses(images)
+        return Judged(model.head.loss(outputs, targets) | own, outputs)

@@ -216,12 +216,14 @@ def moving_average(model: Model, decay: float) -> AveragedModel:
 
 def _is_hidden_matrix(name: str, parameter: Tensor) -> bool:
     """Muon is for the matrices between layers; embeddings, tables and the head are AdamW's (Jordan et al. 2024)."""
-    return parameter.ndim == 2 and (".stages." in name or ".blocks." in name) and "position" not in name
+    inside = ".stages." in name or ".blocks." in name
+    return parameter.ndim == 2 and inside and "position" not in name and "router" not in name
 
 
 def _decays(name: str, parameter: Tensor) -> bool:
-    """Weights of layers decay; norms, biases, tables, tokens and scales do not (Swin, section 4.1)."""
-    return parameter.ndim > 1 and not any(word in name for word in ("position", "token", "logit_scale"))
+    """Weights of layers decay; norms, biases, tables, tokens, scales and cosine routers do not (Swin, section 4.1)."""
+    spared = ("position", "token", "logit_scale", "router.projection", "router.directions")
+    return parameter.ndim > 1 and not name.endswith("bias") and not any(word in name for word in spared)
 
 
 def _layer_numbers(model: Model) -> dict[str, int]:

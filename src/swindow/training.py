@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from swindow.checkpoints import find_weights, load, load_state, read_tensors
+from swindow.checkpoints import load, load_weights, open_weights
 from swindow.data import DataSource, Images, duplicates_across, open_data, split_changes, split_record
 from swindow.data.augment import build_augment
 from swindow.data.loading import BadImages, Batch, train_loader
@@ -294,11 +294,11 @@ def _new_model(config: TrainConfig, source: DataSource, progress: Progress) -> t
 
 def _start_from(model: Model, weights: str) -> tuple[Preprocess | None, str]:
     """Copy a checkpoint's weights into `model`, the head if its classes are the same; its pixels, what was done."""
-    other = load(weights)
-    kept = other.classes == model.classes if other.classes else other.config.head == model.config.head
-    state = read_tensors(find_weights(Path(weights)))[1]
-    load_state(model, state, source=Path(weights), reset=() if kept else ("head.",))
-    return other.preprocess, f"weights from {weights}; the head is {'kept' if kept else 'new, for other classes'}"
+    card = open_weights(weights).card
+    same = card.model.head.num_classes == model.config.head.num_classes
+    kept = card.classes == model.classes if card.classes else same
+    report = load_weights(model, weights, head="strict" if kept else "reset", say=None)
+    return card.preprocess, f"weights from {report}\n  the head is {'kept' if kept else 'new, for other classes'}"
 
 
 def _steps(loader: Any, epoch: int, done: int, accumulate: int) -> Iterator[list[Batch]]:

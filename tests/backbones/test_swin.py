@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from swindow.backbones import VARIANTS, SwinConfig
+from swindow.backbones.swin import VARIANTS, SwinConfig
 from swindow.backbones.windowed import RelativeBias
 from swindow.errors import ConfigError, ShapeError
 from swindow.model import Model, backbone, build

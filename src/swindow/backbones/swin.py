@@ -106,6 +106,8 @@ class SwinConfig:
 class Block(nn.Module):
     """Pre-norm Swin block: window attention, then MLP, each on a residual (section 3.2, equation 3)."""
 
+    norm_first: ClassVar[bool] = True
+
     def __init__(self, config: SwinConfig, stage: int, windowing: Windowing, *, drop_path: float) -> None:
         super().__init__()
         dim, num_heads = config.channels[stage], config.num_heads[stage]

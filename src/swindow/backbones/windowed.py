@@ -230,7 +230,7 @@ class WindowedBackbone(nn.Module):
                 x = stage.merge(x)
         return tuple(maps)
 
-    def embed(self, images: Images) -> Tokens:
+    def embed(self, images: Images) -> Float[Tensor, "B H W D"]:
         """Images as the tokens that the first stage takes.
 
         Raises:

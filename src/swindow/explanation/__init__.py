@@ -17,6 +17,7 @@ import torch
 from numpy import ndarray
 from torch import Tensor
 
+from swindow.backbones import WindowedBackbone
 from swindow.errors import ConfigError, UnknownName
 from swindow.explanation import windows
 from swindow.explanation.frame import Frame
@@ -68,7 +69,7 @@ def explain(
     photo = read_image(image, channels=one.model.config.in_channels)
     preprocess = _sized(one.preprocess, size, (photo.shape[1], photo.shape[2]))
     frame = _frame(preprocess, (photo.shape[1], photo.shape[2]))
-    backbone, strides = one.model.backbone, one.model.backbone.config.strides
+    backbone, strides = _windowed(one.model), one.model.backbone.config.strides
     wanted, stage = _target(target, one.classes), _stage(stage, len(strides))
     _check_point(point, frame)
     with torch.inference_mode(False), evaluating(one.model):
@@ -93,6 +94,18 @@ def explain(
     if out is not None:
         explanation.save(out)
     return explanation
+
+
+def _windowed(model: Model) -> WindowedBackbone:
+    """The model's backbone, whose window attention there is to explain.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    body = model.backbone
+    if not isinstance(body, WindowedBackbone) or not all(hasattr(block, "attn") for block in body.blocks()):
+        raise ConfigError(f"{model.config.name} has no window attention to explain; explain takes Swin and Swin V2")
+    return body
 
 
 def _sized(preprocess: Preprocess, size: InputSize | None, photo: Size) -> Preprocess:

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from swindow.backbones import Backbone
+from swindow.backbones import WindowedBackbone
 from swindow.explanation import windows
 from swindow.explanation.windows import Layout, Step
 from swindow.model import Model
@@ -52,7 +52,7 @@ def grad_cam(model: Model, images: Images, target: int | None, stage: int) -> Cl
 
 
 @torch.no_grad()
-def trace(backbone: Backbone, images: Images, tokens: list[Size]) -> list[list[BlockTrace]]:
+def trace(backbone: WindowedBackbone, images: Images, tokens: list[Size]) -> list[list[BlockTrace]]:
     """Every block of every stage for one image, with what one token of each stage takes from its window."""
     x, traces = backbone.embed(images), []
     stages: list[Any] = list(backbone.stages)  # a ModuleList does not say of what
@@ -73,7 +73,7 @@ def layout_of(block: Any, grid: Size) -> Layout:
 
 def _trace_block(block: Any, x: Tensor, token: Size) -> BlockTrace:
     layout = layout_of(block, (x.shape[1], x.shape[2]))
-    raw = block.attn.attention_weights(block.norm1(x))[0]
+    raw = block.attn.attention_weights(block.norm1(x) if block.norm_first else x)[0]
     weights, lost = windows.without_padding(raw, layout)
     own = windows.cut(windows.one_hot(layout.grid, token, raw), layout)
     return BlockTrace(

@@ -1,7 +1,7 @@
-"""Image classification: mean over the last map's tokens, then a linear layer (Swin, section 3.1)."""
+"""Image classification: mean over the last map's tokens (Swin, section 3.1) or learned tokens, then a linear layer."""
 
 import dataclasses
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
@@ -15,6 +15,8 @@ class ClassifierOutputs(NamedTuple):
     """What the head computes: one logit per class."""
 
     logits: Float[Tensor, "B K"]
+    distilled: Float[Tensor, "B K"] | None = None
+    """Those of the classifier that learns from a teacher, where there is one (DeiT, section 4)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,15 +26,20 @@ class ClassifierConfig:
     kind: ClassVar[str] = "classifier"
 
     num_classes: int = 1000
-    """How many classes there are."""
+    """How many classes there are; 0 gives what would be classified, ``B C``, as of weights without a classifier."""
     label_smoothing: float = 0.0
     """Share of each target spread evenly over all classes (Szegedy et al. 2016, section 7)."""
     head_dropout: float = 0.0
     """Dropout on the pooled features."""
+    pool: Literal["mean", "mean_norm", "token", "tokens"] = "mean"
+    """What is classified: the mean over the last map; that mean normed here (``mean_norm``); the backbone's class token
+    (``token``); or its class and distillation tokens, each by a classifier of its own (``tokens``)."""
 
     def __post_init__(self) -> None:
-        if self.num_classes < 1:
-            raise ConfigError(f"num_classes is {self.num_classes}; a classifier needs at least 1")
+        if self.num_classes < 0:
+            raise ConfigError(
+                f"num_classes is {self.num_classes}; give 1 or more, or 0 for features without a classifier"
+            )
         if not (0 <= self.label_smoothing < 1 and 0 <= self.head_dropout < 1):
             raise ConfigError(
                 f"label_smoothing {self.label_smoothing} and head_dropout {self.head_dropout} must lie in [0, 1)"
@@ -44,33 +51,60 @@ class ClassifierConfig:
 
 
 class Classifier(nn.Module):
-    """Pyramid to logits, with the cross-entropy that trains it and the decoding into classes."""
+    """Pyramid to logits, with the cross-entropy that trains it and the decoding into classes.
+
+    Where `pool` reads tokens, they come before the maps, ``B 1 P C``.
+    """
 
     def __init__(self, config: ClassifierConfig, channels: int) -> None:
         super().__init__()
         self.config = config
         self.dropout = nn.Dropout(config.head_dropout)
-        self.linear = nn.Linear(channels, config.num_classes)
-        nn.init.trunc_normal_(self.linear.weight, std=0.02)
-        nn.init.zeros_(self.linear.bias)
+        self.linear = _linear(channels, config.num_classes)
+        self.norm = nn.LayerNorm(channels, eps=1e-6) if config.pool == "mean_norm" else None
+        self.distilled = _linear(channels, config.num_classes) if config.pool == "tokens" else None
 
     def forward(self, pyramid: Pyramid) -> ClassifierOutputs:
-        pooled = pyramid[-1].mean(dim=(1, 2))
-        return ClassifierOutputs(logits=self.linear(self.dropout(pooled)))
+        logits = self.linear(self.dropout(self.pooled(pyramid)))
+        if self.distilled is None:
+            return ClassifierOutputs(logits=logits)
+        return ClassifierOutputs(logits=logits, distilled=self.distilled(self.dropout(pyramid[0][:, 0, 1])))
+
+    def pooled(self, pyramid: Pyramid) -> Float[Tensor, "B C"]:
+        """What the first classifier classifies."""
+        if self.config.pool in ("token", "tokens"):
+            return pyramid[0][:, 0, 0]
+        mean = pyramid[-1].mean(dim=(1, 2))
+        return mean if self.norm is None else self.norm(mean)
 
     def loss(
         self, outputs: ClassifierOutputs, targets: Int64[Tensor, " B"] | Float[Tensor, "B K"]
     ) -> dict[str, Tensor]:
         """Cross-entropy with class indices or with probabilities, label smoothing applied to either.
 
+        Of two classifiers each has half a say (DeiT, equation 3, with the labels for a teacher).
+
         Raises:
             ShapeError: probabilities for another number of classes.
         """
         if targets.ndim == 2 and targets.shape[1] != self.config.num_classes:
             raise ShapeError(f"targets name {targets.shape[1]} classes and the head has {self.config.num_classes}")
-        logits = outputs.logits.float()
-        return {"cross_entropy": F.cross_entropy(logits, targets, label_smoothing=self.config.label_smoothing)}
+        smoothing = self.config.label_smoothing
+        loss = F.cross_entropy(outputs.logits.float(), targets, label_smoothing=smoothing)
+        if outputs.distilled is None:
+            return {"cross_entropy": loss}
+        distilled = F.cross_entropy(outputs.distilled.float(), targets, label_smoothing=smoothing)
+        return {"cross_entropy": loss / 2, "cross_entropy_distilled": distilled / 2}
 
     def decode(self, outputs: ClassifierOutputs) -> Float[Tensor, "B K"]:
-        """What a user expects of a classifier: its logits."""
-        return outputs.logits
+        """What a user expects of a classifier: its logits; of two classifiers, their mean (DeiT, section 4)."""
+        return outputs.logits if outputs.distilled is None else (outputs.logits + outputs.distilled) / 2
+
+
+def _linear(channels: int, num_classes: int) -> nn.Module:
+    if num_classes == 0:
+        return nn.Identity()
+    linear = nn.Linear(channels, num_classes)
+    nn.init.trunc_normal_(linear.weight, std=0.02)
+    nn.init.zeros_(linear.bias)
+    return linear

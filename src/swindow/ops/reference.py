@@ -65,9 +65,14 @@ def per_head(scale: float | Tensor) -> float | Tensor:
     return scale[:, None, None] if isinstance(scale, Tensor) else scale
 
 
+def unit(x: Tensor) -> Tensor:
+    """Vectors of length one along the last axis; those of zero, as padded keys are in V2, stay zero in fp16 too."""
+    return F.normalize(x, dim=-1, eps=max(1e-12, torch.finfo(x.dtype).tiny))
+
+
 def _weights(query: Tensor, key: Tensor, added: Tensor | None, scale: float | Tensor, cosine: bool) -> Tensor:
     if cosine:
-        query, key = F.normalize(query, dim=-1), F.normalize(key, dim=-1)
+        query, key = unit(query), unit(key)
     logits = (query * per_head(scale)) @ key.transpose(-2, -1)
     if added is not None:
         logits += added  # in place: the largest tensor of a block, and no gradient needs its old value

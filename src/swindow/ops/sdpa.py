@@ -4,7 +4,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from swindow.ops.reference import added_logits, per_head
+from swindow.ops.reference import added_logits, per_head, unit
 from swindow.ops.windows import Size, merge, partition
 
 
@@ -24,7 +24,7 @@ def window_attention(
     tokens = windows.flatten(2, 3).flatten(0, 1)  # BG T 3 N D: the one copy; heads are strides, not copies
     query, key, value = (x.transpose(1, 2) for x in tokens.unbind(2))
     if cosine:
-        query, key = F.normalize(query, dim=-1), F.normalize(key, dim=-1)
+        query, key = unit(query), unit(key)
     if isinstance(scale, Tensor):  # a scale per head has no place in SDPA's own argument
         query, scale = query * per_head(scale), 1.0
     mask = added_logits(bias, grid, window, shift, query)

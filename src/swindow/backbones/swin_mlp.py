@@ -1,0 +1,175 @@
+"""Swin-MLP: Swin with a spatial MLP in place of attention (Liu et al. 2021, arXiv 2103.14030, section 4.4, table 6)."""
+
+import dataclasses
+from typing import ClassVar
+
+from torch import nn
+from torch.nn import functional as F
+
+from swindow.backbones.windowed import (
+    AbsolutePosition,
+    Sides,
+    SmallMaps,
+    Stage,
+    WindowedBackbone,
+    Windowing,
+    check_pyramid,
+    check_rates,
+    grids_of_stages,
+    windowings,
+    windows_of_stages,
+)
+from swindow.errors import ConfigError
+from swindow.layers import DropPath, Mlp, PatchMerge, drop_path_rates, init_weights
+from swindow.ops.windows import Size, merge, pad_to_windows, partition
+from swindow.shapes import Tokens
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SwinMlpConfig:
+    """The shape of a Swin-MLP."""
+
+    kind: ClassVar[str] = "swin_mlp"
+
+    dim: int
+    """Channels of the first stage; each later stage has twice as many."""
+    depths: tuple[int, ...]
+    """Blocks per stage; odd blocks of a stage shift their windows."""
+    num_heads: tuple[int, ...]
+    """Groups of channels per stage, each with spatial weights of its own."""
+    window: Sides = 8
+    """Side of the windows in tokens; or one entry per stage, each a side or (height, width)."""
+    patch: int = 4
+    """Side of the image patches that become tokens, in pixels."""
+    image_size: int | tuple[int, int] = 256
+    """Pixels that the model is made for, side or (height, width): what `absolute_position` and ``shrink`` go by."""
+    small_maps: SmallMaps = "pad"
+    """Windows on maps no larger than they: ``pad`` the map and do not shift; ``pad_shift`` all the same; ``shrink``
+    them to the map of `image_size` when built (the original)."""
+    absolute_position: bool = False
+    """Add a learned embedding of each place to the patches (``ape``)."""
+    mlp_ratio: float = 4.0
+    """Hidden channels of a block's channel MLP per channel of the block."""
+    drop_path: float = 0.1
+    """Stochastic depth of the last block; grows linearly from 0 at the first."""
+    dropout: float = 0.0
+    """Dropout after the patches and in the channel MLP."""
+
+    def __post_init__(self) -> None:
+        check_pyramid(self.dim, self.depths, self.num_heads, self.patch)
+        check_rates(self.drop_path, self.dropout)
+        if self.mlp_ratio * self.dim < 1:
+            raise ConfigError(f"mlp_ratio is {self.mlp_ratio}; dim {self.dim} needs at least 1 hidden channel")
+        if min(self.image_size if isinstance(self.image_size, tuple) else (self.image_size,)) < 1:
+            raise ConfigError(f"image_size is {self.image_size}; it must be at least 1 pixel")
+        _ = self.windows
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Channels per stage."""
+        return tuple(self.dim * 2**stage for stage in range(len(self.depths)))
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Pixels per token side, per stage."""
+        return tuple(self.patch * 2**stage for stage in range(len(self.depths)))
+
+    @property
+    def windows(self) -> tuple[Size, ...]:
+        """Height and width of the windows per stage, as built."""
+        grids = grids_of_stages(self.image_size, self.patch, len(self.depths))
+        return windows_of_stages(self.window, grids if self.small_maps == "shrink" else None, len(self.depths))
+
+    def build(self, *, in_channels: int, out_stages: tuple[int, ...]) -> WindowedBackbone:
+        """The backbone that this describes, freshly initialised."""
+        rates = drop_path_rates(self.drop_path, self.depths)
+        grid = grids_of_stages(self.image_size, self.patch, 1)[0]
+        body = WindowedBackbone(
+            self,
+            [_stage(self, number, rates[number]) for number in range(len(self.depths))],
+            in_channels=in_channels,
+            out_stages=out_stages,
+            absolute_position=AbsolutePosition(grid, self.dim) if self.absolute_position else None,
+        )
+        return body.apply(_init)
+
+
+class SpatialMlp(nn.Conv1d):
+    """Token t of a window becomes ``bias[n, t] + Σ_s weight[n, t, s] · token s``, in each head n of the channels.
+
+    In effect a pointwise convolution in N groups, over the N·T places of a window as its channels; the weights keep
+    that layout, ``N·T T 1`` and ``N·T``, as published. Where windows are shifted, they are cut at shift, shift +
+    window … like those of attention, but there is no roll and no mask: what a window reaches beyond the map is zero.
+    The same holds to the right and below where the windows do not divide the map.
+    """
+
+    def __init__(self, num_heads: int, windowing: Windowing) -> None:
+        places = num_heads * windowing.window[0] * windowing.window[1]
+        super().__init__(places, places, 1, groups=num_heads)
+        self.num_heads, self.windowing = num_heads, windowing
+
+    @property
+    def window(self) -> Size:
+        """Height and width of the windows, in tokens."""
+        return self.windowing.window
+
+    def forward(self, x: Tokens) -> Tokens:
+        height, width = x.shape[1], x.shape[2]
+        shift = self.windowing.shift_at(height, width)
+        above, left = (side - by if by else 0 for side, by in zip(self.window, shift, strict=True))
+        padded = pad_to_windows(F.pad(x, (0, 0, left, 0, above, 0)) if above or left else x, self.window)
+        windows = partition(padded, self.window)
+        heads = windows.flatten(0, 1).unflatten(3, (self.num_heads, -1)).permute(0, 3, 1, 2, 4)  # BG N h w D
+        mixed = super().forward(heads.flatten(1, 3)).unflatten(1, heads.shape[1:4]).permute(0, 2, 3, 1, 4).flatten(3)
+        whole = merge(mixed.unflatten(0, windows.shape[:2]), (padded.shape[1], padded.shape[2]))
+        return whole[:, above : above + height, left : left + width]
+
+    def extra_repr(self) -> str:
+        return f"num_heads={self.num_heads}, {self.windowing}"
+
+
+class Block(nn.Module):
+    """Pre-norm block: spatial MLP in windows, then channel MLP, each on a residual."""
+
+    def __init__(self, config: SwinMlpConfig, stage: int, windowing: Windowing, *, drop_path: float) -> None:
+        super().__init__()
+        dim = config.channels[stage]
+        self.norm1 = nn.LayerNorm(dim)
+        self.spatial_mlp = SpatialMlp(config.num_heads[stage], windowing)
+        self.drop_path = DropPath(drop_path)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = Mlp(dim, int(config.mlp_ratio * dim), config.dropout)
+
+    def forward(self, x: Tokens) -> Tokens:
+        x = x + self.drop_path(self.spatial_mlp(self.norm1(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+def _stage(config: SwinMlpConfig, number: int, rates: list[float]) -> Stage:
+    cuts = windowings(config.windows[number], len(rates), shifted=True, keep_shift=config.small_maps == "pad_shift")
+    blocks = (Block(config, number, cut, drop_path=rate) for cut, rate in zip(cuts, rates, strict=True))
+    return Stage(blocks, PatchMerge(config.channels[number]) if number + 1 < len(config.depths) else None)
+
+
+def _init(module: nn.Module) -> None:
+    """As `init_weights`, and spatial weights like linear ones."""
+    init_weights(module)
+    if isinstance(module, SpatialMlp):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)  # type: ignore[arg-type]  # there is one
+
+
+def _tiny(channels: int) -> SwinMlpConfig:
+    """Swin's tiny with so many channels a head."""
+    heads = tuple(96 * 2**stage // channels for stage in range(4))
+    return SwinMlpConfig(dim=96, depths=(2, 2, 6, 2), num_heads=heads, drop_path=0.2)
+
+
+VARIANTS = {
+    "swin_mlp_tiny_c24": _tiny(24),
+    "swin_mlp_tiny_c12": _tiny(12),
+    "swin_mlp_tiny_c6": _tiny(6),
+    "swin_mlp_base": SwinMlpConfig(
+        dim=128, depths=(2, 2, 18, 2), num_heads=(4, 8, 16, 32), window=7, image_size=224, drop_path=0.5
+    ),
+}

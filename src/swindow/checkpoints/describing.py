@@ -1,0 +1,306 @@
+"""Which model a file's weights are: from what was said, from files beside it, from its tensors, and from its name.
+
+Whatever had to be assumed is written down, to be said aloud.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from swindow.backbones import VARIANTS, BackboneConfig
+from swindow.backbones.hybrid import HybridConfig
+from swindow.backbones.resnet import ResNetConfig
+from swindow.backbones.swin import SwinConfig
+from swindow.backbones.swin_mlp import SwinMlpConfig
+from swindow.backbones.swin_v2 import SwinV2Config
+from swindow.backbones.vit import ViTConfig
+from swindow.checkpoints.formats import Format, Reading
+from swindow.checkpoints.tables import State
+from swindow.errors import CheckpointError, ConfigError
+from swindow.heads import ClassifierConfig
+from swindow.model import ModelConfig
+
+Fields = dict[str, Any]
+
+
+@dataclasses.dataclass
+class Evidence:
+    """All that is known of a file, strongest first: what the caller said, its config, its own name."""
+
+    said: Fields
+    """Fields given by the caller."""
+    known: Fields
+    """Fields that a config beside the weights or inside them gives."""
+    stem: str
+    """The file's name."""
+    assumed: list[str] = dataclasses.field(default_factory=list)
+    """What was taken for granted, a sentence each."""
+
+    def field(self, name: str, default: Any, why: str) -> Any:
+        """What is known of a field that tensors do not tell; or `default`, noted as assumed with the reason."""
+        for source in (self.said, self.known):
+            if source.get(name) is not None:
+                return source[name]
+        named = _in_name(self.stem).get(name)
+        if named is not None:
+            self.assumed.append(f"{name} {_text(named)} (from the file's name)")
+            return named
+        self.assumed.append(f"{name} {_text(default)} ({why}; give {name}=… if it is another)")
+        return default
+
+
+def describe(reading: Reading, form: Format, evidence: Evidence) -> ModelConfig:
+    """The model that these weights are of.
+
+    Raises:
+        CheckpointError: parts that every model of the kind has are missing.
+        ConfigError: what was said contradicts the tensors.
+    """
+    state = reading.state
+    backbone = _KINDS[_kind(state)](reading, form, evidence)
+    weight = state.get("head.linear.weight")
+    classes = 0 if weight is None else weight.shape[0]
+    head = ClassifierConfig(num_classes=classes, pool=getattr(backbone, "pool", "mean"))
+    return ModelConfig(name=_variant(backbone), in_channels=_in_channels(state), backbone=backbone, head=head)
+
+
+def _in_channels(state: State) -> int:
+    """Of the first convolution."""
+    first = ("trunk.patch_embed.unit.conv.weight", "proj.weight")
+    kernels = [state[f"backbone.patch_embed.{name}"] for name in first if f"backbone.patch_embed.{name}" in state]
+    if not kernels:
+        raise CheckpointError("the file has no patch embedding; it is not a whole model")
+    return int(kernels[0].shape[1])
+
+
+def _swin(reading: Reading, form: Format, evidence: Evidence) -> SwinConfig:
+    state = reading.state
+    tables = [state.get(f"backbone.stages.{i}.blocks.0.attn.position_bias.table") for i in range(len(_depths(state)))]
+    windows, heads = _common(state), tuple(0 if table is None else table.shape[1] for table in tables)
+    biased = tables[0] is not None
+    if biased:
+        window = tuple(_window_of(table.shape[0], evidence) for table in tables if table is not None)
+    else:
+        window = (evidence.field("window", 7, "weights without a position bias do not tell it"),) * len(tables)
+        heads = _heads_of_32(state, evidence)
+    image_size = evidence.field("image_size", _usual_size(window, state), "what windows of this size are published for")
+    return SwinConfig(
+        **windows,
+        num_heads=heads,
+        window=_simplest(window),
+        image_size=image_size,
+        small_maps=form.small_maps if form.small_maps != "shrink" else "pad",  # windows are known as they were built
+        relative_bias=biased,
+        absolute_position="backbone.absolute_position.table" in state,
+        qkv_bias="backbone.stages.0.blocks.0.attn.qkv.bias" in state,
+        drop_path=evidence.known.get("drop_path", 0.1),
+    )
+
+
+def _swin_v2(reading: Reading, form: Format, evidence: Evidence) -> SwinV2Config:
+    state = reading.state
+    depths = _depths(state)
+    scales = [state[f"backbone.stages.{i}.blocks.0.attn.logit_scale.log"] for i in range(len(depths))]
+    stored = [_stored_window(reading, stage) for stage in range(len(depths))]
+    if all(stored) and "window" not in evidence.said:
+        window: Any = tuple(stored)
+    else:
+        window = evidence.field("window", 8, "V2's tensors do not tell it")
+    sides = window if isinstance(window, tuple) else (window,) * len(depths)
+    image_size = evidence.field("image_size", 32 * max(sides) if max(sides) > 8 else 256, "the usual size for it")
+    return SwinV2Config(
+        **_common(state),
+        num_heads=tuple(scale.numel() for scale in scales),
+        window=_simplest(window),
+        pretrained_window=_simplest(evidence.field("pretrained_window", 0, "as if trained at its own window")),
+        image_size=image_size,
+        small_maps="shrink" if form.small_maps == "shrink" else form.small_maps,
+        absolute_position="backbone.absolute_position.table" in state,
+        drop_path=evidence.known.get("drop_path", 0.1),
+    )
+
+
+def _swin_mlp(reading: Reading, form: Format, evidence: Evidence) -> SwinMlpConfig:
+    """A spatial weight has heads x places rows and a column for each place."""
+    shapes = [
+        _needed(reading.state, f"backbone.stages.{i}.blocks.0.spatial_mlp.weight").shape
+        for i in range(len(_depths(reading.state)))
+    ]
+    windows = tuple(math.isqrt(shape[1]) for shape in shapes)
+    return SwinMlpConfig(
+        **_common(reading.state),
+        num_heads=tuple(shape[0] // shape[1] for shape in shapes),
+        window=_simplest(windows),
+        image_size=evidence.field(
+            "image_size", _usual_size(windows, reading.state), "what windows of this size are published for"
+        ),
+        absolute_position="backbone.absolute_position.table" in reading.state,
+        drop_path=evidence.known.get("drop_path", 0.1),
+    )
+
+
+def _vit(reading: Reading, form: Format, evidence: Evidence) -> ViTConfig:
+    return ViTConfig(**_of_encoder(reading.state, form, evidence, stride=1))
+
+
+def _hybrid(reading: Reading, form: Format, evidence: Evidence) -> HybridConfig:
+    found: dict[int, int] = {}
+    for name in reading.state:
+        match = re.match(r"backbone\.patch_embed\.trunk\.stages\.(\d+)\.blocks\.(\d+)\.", name)
+        if match:
+            found[int(match[1])] = max(found.get(int(match[1]), 0), int(match[2]) + 1)
+    width = _needed(reading.state, "backbone.patch_embed.trunk.patch_embed.unit.conv.weight").shape[0]
+    trunk = ResNetConfig(depths=tuple(found[stage] for stage in sorted(found)), width=width, norm="group")
+    return HybridConfig(**_of_encoder(reading.state, form, evidence, stride=trunk.strides[-1]), trunk=trunk)
+
+
+def _of_encoder(state: State, form: Format, evidence: Evidence, *, stride: int) -> Fields:
+    """Fields of a ViT whose patches are cut from maps of this stride."""
+    kernel = next(x for name, x in state.items() if re.search(r"patch_embed\.(patches\.)?proj\.weight$", name))
+    places, dim = _needed(state, "backbone.position_embedding").shape[1:]
+    tokens = [name in state for name in ("backbone.class_token", "backbone.distillation_token")]
+    side = math.isqrt(places - sum(tokens))
+    known = evidence.said.get("image_size") or evidence.known.get("image_size")
+    if side**2 != places - sum(tokens) and not isinstance(known, tuple):
+        raise ConfigError(f"{places - sum(tokens)} places are no square grid; say which: image_size=(height, width)")
+    pool = "token" if tokens[0] else "mean"
+    pool = "mean_norm" if "head.norm.weight" in state else "tokens" if "head.distilled.weight" in state else pool
+    usual = 1e-12 if form.name == "huggingface" else 1e-6
+    return {
+        "dim": dim,
+        "depths": _depths(state),
+        "num_heads": evidence.field("num_heads", 16 if dim == 1280 else max(dim // 64, 1), "64 channels a head"),
+        "patch": kernel.shape[2],
+        "image_size": side * kernel.shape[2] * stride if side**2 == places - sum(tokens) else known,
+        "class_token": tokens[0],
+        "distillation_token": tokens[1],
+        "pool": pool,
+        "qkv_bias": "backbone.stages.0.blocks.0.attn.qkv.bias" in state,
+        "mlp_ratio": _needed(state, "backbone.stages.0.blocks.0.mlp.fc1.weight").shape[0] / dim,
+        "norm_eps": evidence.field("norm_eps", usual, f"as all of {form.name}'s have"),
+        "drop_path": evidence.known.get("drop_path", 0.0),
+    }
+
+
+_KINDS: Mapping[str, Callable[[Reading, Format, Evidence], BackboneConfig]] = {
+    "swin": _swin,
+    "swin_v2": _swin_v2,
+    "swin_mlp": _swin_mlp,
+    "vit": _vit,
+    "hybrid": _hybrid,
+}
+
+
+def _kind(state: State) -> str:
+    """The family that has tensors of these names."""
+    if any(name.startswith("backbone.patch_embed.trunk.") for name in state):
+        return "hybrid"
+    if "backbone.position_embedding" in state:
+        return "vit"
+    if any(".spatial_mlp." in name for name in state):
+        return "swin_mlp"
+    return "swin_v2" if any(name.endswith("logit_scale.log") for name in state) else "swin"
+
+
+def _common(state: State) -> Fields:
+    """Fields that windowed families share and that tensors tell."""
+    kernel = _needed(state, "backbone.patch_embed.proj.weight")
+    hidden = _needed(state, "backbone.stages.0.blocks.0.mlp.fc1.weight").shape[0]
+    return {
+        "dim": kernel.shape[0],
+        "patch": kernel.shape[2],
+        "depths": _depths(state),
+        "mlp_ratio": hidden / kernel.shape[0],
+    }
+
+
+def _depths(state: State) -> tuple[int, ...]:
+    """Blocks per stage, counted by their names."""
+    found: dict[int, int] = {}
+    for name in state:
+        match = re.match(r"backbone\.stages\.(\d+)\.blocks\.(\d+)\.", name)
+        if match:
+            stage, block = int(match[1]), int(match[2])
+            found[stage] = max(found.get(stage, 0), block + 1)
+    if not found or sorted(found) != list(range(len(found))):
+        raise CheckpointError(f"the file holds blocks of stages {sorted(found)}; whole stages are missing")
+    return tuple(found[stage] for stage in range(len(found)))
+
+
+def _needed(state: State, name: str) -> Any:
+    if name not in state:
+        raise CheckpointError(f"{name} is missing from the file; it is not a whole model")
+    return state[name]
+
+
+def _window_of(rows: int, evidence: Evidence) -> int | tuple[int, int]:
+    """The window that a bias table of so many rows is for, taken to be square unless said otherwise."""
+    side = math.isqrt(rows)
+    if side**2 == rows and side % 2:
+        return (side + 1) // 2
+    said = evidence.said.get("window") or evidence.known.get("window")
+    pairs = [entry for entry in (said if isinstance(said, tuple) else ()) if isinstance(entry, tuple)]
+    fitting = [pair for pair in pairs if (2 * pair[0] - 1) * (2 * pair[1] - 1) == rows]
+    if not fitting:
+        raise ConfigError(
+            f"a bias table of {rows} rows is for no square window; say which: window=((h, w), …) per stage"
+        )
+    return fitting[0]
+
+
+def _heads_of_32(state: State, evidence: Evidence) -> tuple[int, ...]:
+    dims = [state["backbone.patch_embed.proj.weight"].shape[0] * 2**stage for stage in range(len(_depths(state)))]
+    return tuple(evidence.field("num_heads", tuple(max(dim // 32, 1) for dim in dims), "32 channels a head"))
+
+
+def _stored_window(reading: Reading, stage: int) -> int | None:
+    """The side that a stored index of the stage's first block tells."""
+    index = reading.buffers.get(f"backbone.stages.{stage}.blocks.0.attn.relative_position_index")
+    return None if index is None else math.isqrt(math.isqrt(index.numel()))
+
+
+def _usual_size(window: Any, state: State) -> int:
+    """The published image size for windows of this size: what the last stages' grid is a multiple of."""
+    side = window[0] if isinstance(window[0], int) else max(window[0])
+    patch = state["backbone.patch_embed.proj.weight"].shape[2]
+    return (
+        {7: 224, 8: 256, 12: 384, 14: 224, 16: 256, 24: 384}.get(side, side * 2 ** len(_depths(state)) * 2) * patch // 4
+    )
+
+
+def _simplest(window: Any) -> Any:
+    """One side for all stages, where all have the same."""
+    alike = isinstance(window, tuple) and len(set(window)) == 1 and isinstance(window[0], int)
+    return window[0] if alike else window
+
+
+def _variant(config: BackboneConfig) -> str:
+    """The name of the variant that this is, or else of the one that it is nearest to."""
+
+    def likeness(name: str) -> tuple[int, ...]:
+        other = VARIANTS[name]
+        fields = ("dim", "depths", "num_heads", "window", "image_size", "pretrained_window")
+        return (other.kind == config.kind, *(getattr(other, f, None) == getattr(config, f, None) for f in fields))
+
+    return max(VARIANTS, key=likeness)
+
+
+def _in_name(stem: str) -> Fields:
+    """What published files say in their names: ``swinv2_base_patch4_window12to16_192to256_22kto1k_ft``."""
+    found: Fields = {}
+    window = re.search(r"window(\d+)(?:to(\d+))?", stem)
+    if window:
+        found["window"] = int(window[2] or window[1])
+        if window[2]:
+            old = int(window[1])
+            found["pretrained_window"] = (old, old, old, old // 2)
+    size = re.search(r"_(?:(\d{3})to)?(\d{3})(?:_|\.|$)", stem)
+    if size:
+        found["image_size"] = int(size[2])
+    return found
+
+
+def _text(value: Any) -> str:
+    return "×".join(map(str, value)) if isinstance(value, tuple) and len(value) == 2 else str(value)

@@ -1,0 +1,208 @@
+"""What lies beside weights or inside their file, and says which model they are, its pixels and its classes."""
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from swindow.errors import ConfigError
+from swindow.model import Model
+from swindow.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
+
+RESAMPLING: Mapping[Any, Literal["bilinear", "bicubic"]] = {2: "bilinear", 3: "bicubic"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What a config tells of a model."""
+
+    fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Fields of its backbone's config."""
+    preprocess: Preprocess | None = None
+    """How its pixels are prepared."""
+    classes: tuple[str, ...] | None = None
+    """Names of its classes."""
+
+
+def facts_of(config: Mapping[str, Any] | None, preprocessor: Mapping[str, Any] | None) -> Facts:
+    """The facts in a Hugging Face ``config.json``, transformers' or timm's, and a ``preprocessor_config.json``.
+
+    Raises:
+        ConfigError: a model of transformers whose activation is not the one that these models have.
+    """
+    config = config or {}
+    if "pretrained_cfg" in config or "architecture" in config:
+        return _timm(config)
+    if config.get("hidden_act", "gelu") != "gelu":
+        raise ConfigError(
+            f"hidden_act {config['hidden_act']!r}: these models have exact GELU; the weights need another"
+        )
+    fields = {
+        "image_size": _size(config.get("image_size")),
+        "window": config.get("window_size"),
+        "pretrained_window": _tuple(config.get("pretrained_window_sizes")),
+        "num_heads": config.get("num_attention_heads"),
+        "norm_eps": config.get("layer_norm_eps"),
+        "drop_path": config.get("drop_path_rate"),
+    }
+    return Facts(
+        fields={name: value for name, value in fields.items() if value is not None},
+        preprocess=_processor(preprocessor, fields["image_size"]) if preprocessor else None,
+        classes=_labels(config.get("id2label")),
+    )
+
+
+def huggingface_config(model: Model) -> dict[str, Any]:
+    """The ``config.json`` with which transformers' class for this model is built again."""
+    config: Any = model.config.backbone
+    head = model.config.head
+    names = model.classes or tuple(f"LABEL_{index}" for index in range(head.num_classes))
+    common = {
+        "image_size": config.image_size,
+        "patch_size": config.patch,
+        "num_channels": model.config.in_channels,
+        "mlp_ratio": config.mlp_ratio,
+        "qkv_bias": config.qkv_bias,
+        "hidden_act": "gelu",
+        "drop_path_rate": config.drop_path,
+        "id2label": {str(index): name for index, name in enumerate(names)},
+        "label2id": {name: index for index, name in enumerate(names)},
+    }
+    return common | _HUGGINGFACE[config.kind](config)
+
+
+def preprocessor_config(preprocess: Preprocess) -> dict[str, Any]:
+    """The ``preprocessor_config.json`` that prepares pixels in the same way, as far as transformers can say it."""
+    height, width = preprocess.size
+    whole = {"height": round(height / preprocess.crop_ratio), "width": round(width / preprocess.crop_ratio)}
+    cropped = preprocess.fit == "crop"
+    return {
+        "image_processor_type": "ViTImageProcessor",
+        "do_resize": True,
+        "size": {"shortest_edge": min(whole.values())} if cropped else {"height": height, "width": width},
+        "do_center_crop": cropped,
+        "crop_size": {"height": height, "width": width},
+        "resample": 3 if preprocess.interpolation == "bicubic" else 2,
+        "do_rescale": True,
+        "do_normalize": True,
+        "image_mean": list(preprocess.mean),
+        "image_std": list(preprocess.std),
+    }
+
+
+def _windowed(config: Any) -> dict[str, Any]:
+    (side, *_), *_ = config.windows
+    return {
+        "embed_dim": config.dim,
+        "depths": list(config.depths),
+        "num_heads": list(config.num_heads),
+        "window_size": config.window if isinstance(config.window, int) else side,
+        "use_absolute_embeddings": config.absolute_position,
+        "layer_norm_eps": 1e-5,
+    }
+
+
+def _swin(config: Any) -> dict[str, Any]:
+    return {"model_type": "swin", "architectures": ["SwinForImageClassification"], **_windowed(config)}
+
+
+def _swin_v2(config: Any) -> dict[str, Any]:
+    old = [
+        0 if window == now else window[0] for window, now in zip(config.pretrained_windows, config.windows, strict=True)
+    ]
+    about = {"model_type": "swinv2", "architectures": ["Swinv2ForImageClassification"], "pretrained_window_sizes": old}
+    return about | _windowed(config)
+
+
+def _vit(config: Any) -> dict[str, Any]:
+    heads = "WithTeacher" if config.pool == "tokens" else ""
+    deit = {"model_type": "deit", "architectures": [f"DeiTForImageClassification{heads}"]}
+    vit = {"model_type": "vit", "architectures": ["ViTForImageClassification"]}
+    return (deit if config.distillation_token else vit) | {
+        "hidden_size": config.dim,
+        "num_hidden_layers": sum(config.depths),
+        "num_attention_heads": config.num_heads,
+        "intermediate_size": int(config.mlp_ratio * config.dim),
+        "layer_norm_eps": config.norm_eps,
+    }
+
+
+_HUGGINGFACE: Mapping[str, Callable[[Any], dict[str, Any]]] = {"swin": _swin, "swin_v2": _swin_v2, "vit": _vit}
+
+
+def usual_preprocess(image_size: int | tuple[int, int], channels: int) -> Preprocess:
+    """What published models of this size expect: ImageNet's statistics, 0.9 of the picture, all of it from 384 on."""
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else ((0.5,) * channels, (0.25,) * channels)
+    return Preprocess(size=size, mean=mean, std=std, crop_ratio=0.9 if max(size) < 384 else 1.0)
+
+
+def _timm(config: Mapping[str, Any]) -> Facts:
+    """timm's: the architecture's name holds the window, the rest is in ``pretrained_cfg``."""
+    about = config.get("pretrained_cfg") or {}
+    fields: dict[str, Any] = {}
+    size = about.get("input_size")
+    if size:
+        fields["image_size"] = size[1] if size[1] == size[2] else (size[1], size[2])
+    window = re.search(r"window(\d+)(?:to(\d+))?", config.get("architecture", ""))
+    if window:
+        fields["window"] = int(window[2] or window[1])
+    if window and window[2]:
+        old = int(window[1])
+        fields["pretrained_window"] = (old, old, old, old // 2)
+    return Facts(
+        fields=fields, preprocess=_of_timm(about) if size and about.get("mean") else None, classes=_names(config)
+    )
+
+
+def _of_timm(about: Mapping[str, Any]) -> Preprocess:
+    return Preprocess(
+        size=(about["input_size"][1], about["input_size"][2]),
+        mean=tuple(about["mean"]),
+        std=tuple(about["std"]),
+        crop_ratio=about.get("crop_pct") or 0.875,
+        interpolation="bilinear" if about.get("interpolation") == "bilinear" else "bicubic",
+    )
+
+
+def _processor(about: Mapping[str, Any], image_size: Any) -> Preprocess | None:
+    """transformers': the whole picture stretched to the size, unless it crops the centre."""
+    size = about.get("crop_size") if about.get("do_center_crop") else about.get("size")
+    sides = size or image_size
+    if isinstance(sides, Mapping):
+        sides = (sides["height"], sides["width"]) if "height" in sides else sides.get("shortest_edge")
+    if sides is None or about.get("image_mean") is None:
+        return None
+    cropped = bool(about.get("do_center_crop"))
+    longest = about.get("size")
+    whole = longest.get("height", longest.get("shortest_edge")) if isinstance(longest, Mapping) else longest
+    size = (sides, sides) if isinstance(sides, int) else tuple(sides)
+    return Preprocess(
+        size=size,
+        mean=tuple(about["image_mean"]),
+        std=tuple(about["image_std"]),
+        fit="crop" if cropped else "squash",
+        crop_ratio=min(size[0] / whole, 1.0) if cropped and whole else 1.0,
+        interpolation=RESAMPLING.get(about.get("resample", 3), "bicubic"),
+    )
+
+
+def _labels(id2label: Mapping[str, str] | None) -> tuple[str, ...] | None:
+    """Class names in order; the placeholders that transformers writes where there are none count as none."""
+    if not id2label:
+        return None
+    names = tuple(str(id2label[key]) for key in sorted(id2label, key=int))
+    return None if all(re.fullmatch(r"LABEL_\d+", name) for name in names) else names
+
+
+def _names(config: Mapping[str, Any]) -> tuple[str, ...] | None:
+    names = config.get("label_names")
+    return tuple(map(str, names)) if names else None
+
+
+def _size(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if value else None

@@ -1,0 +1,117 @@
+"""Weights made for one size of a model, in a model of another: every tensor fits, or nothing is touched."""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from swindow.checkpoints.reports import LoadReport, shortened
+from swindow.checkpoints.tables import State
+from swindow.errors import CheckpointError
+from swindow.model import ModelConfig
+from swindow.ops import resample
+
+OUTPUT_NORM = re.compile(r"backbone\.norms\.(\d+)\.\w+")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Weights:
+    """Tensors under our names, and all that is known of the model that they are of."""
+
+    path: Path
+    format: str
+    state: State
+    config: ModelConfig
+    dropped: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
+    assumed: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def fit(
+    weights: Weights, wanted: Mapping[str, Tensor], config: Any, *, name: str, reset_head: bool = False
+) -> tuple[State, LoadReport]:
+    """A state dict with the names and shapes of `wanted`, made of `weights`, and what was done.
+
+    Args:
+        wanted: the model's own state, which gives what is reset; names as in a `Model`.
+        config: the model's backbone.
+        name: what to call the model in the report.
+        reset_head: leave the head as the model has it.
+
+    Raises:
+        CheckpointError: something is missing, unexpected or of a shape that no rule fits; all of it is named.
+    """
+    state: State = {}
+    found: dict[str, list[str]] = {"resized": [], "reset": [], "missing": [], "misshapen": []}
+    for key, own in wanted.items():
+        given = weights.state.get(key)
+        if key.startswith("head.") and reset_head:
+            state[key] = own
+            found["reset"].append(key)
+        elif given is None:
+            state[key] = own
+            found["reset" if _is_extra_norm(key, weights) else "missing"].append(key)
+        elif given.shape == own.shape:
+            state[key] = given
+        else:
+            resized = _resized(key, given, own, weights.config.backbone, config)
+            if resized is None:
+                found["misshapen"].append(f"{key} is {_shape(given)}, the model's is {_shape(own)}{_remedy(key)}")
+            else:
+                state[key] = resized
+                found["resized"].append(f"{key} from {_shape(given)} to {_shape(own)}")
+    left = [key for key in weights.state if key not in wanted]
+    spare = [key for key in left if key.startswith("head.") and (reset_head or not _has_head(wanted))]
+    spare += [key for key in left if OUTPUT_NORM.fullmatch(key)]
+    report = LoadReport(
+        path=weights.path,
+        format=weights.format,
+        model=name,
+        loaded=len(wanted) - sum(map(len, found.values())),
+        dropped=(*weights.dropped, *spare),
+        unexpected=(*(key for key in left if key not in spare), *weights.unknown),
+        assumed=weights.assumed,
+        notes=weights.notes,
+        **{key: tuple(value) for key, value in found.items()},
+    )
+    if report.problems:
+        raise CheckpointError(f"{weights.path}: does not fit this {name}: {shortened(report.problems, 40)}")
+    return state, report
+
+
+def _resized(key: str, given: Tensor, own: Tensor, old: Any, new: Any) -> Tensor | None:
+    """`given` at the size of `own`, where that has a meaning."""
+    table = re.fullmatch(r"backbone\.stages\.(\d+)\.blocks\.\d+\.attn\.position_bias\.table", key)
+    if table and given.shape[1] == own.shape[1]:
+        stage = int(table[1])
+        return resample.bias_table(given, old.windows[stage], new.windows[stage])
+    if key == "backbone.absolute_position.table" and given.shape[2] == own.shape[2]:
+        return resample.place_table(given, (own.shape[0], own.shape[1]))
+    if key == "backbone.patch_embed.proj.weight" and _alike_but(given, own, 1):
+        return resample.input_channels(given, own.shape[1])
+    return None
+
+
+def _alike_but(a: Tensor, b: Tensor, axis: int) -> bool:
+    return a.ndim == b.ndim and all(a.shape[i] == b.shape[i] for i in range(a.ndim) if i != axis)
+
+
+def _is_extra_norm(key: str, weights: Weights) -> bool:
+    """A norm of a stage that the file's model did not put out: a classifier's file has the last stage's only."""
+    return OUTPUT_NORM.fullmatch(key) is not None and any(OUTPUT_NORM.fullmatch(name) for name in weights.state)
+
+
+def _has_head(wanted: Mapping[str, Tensor]) -> bool:
+    return any(key.startswith("head.") for key in wanted)
+
+
+def _remedy(key: str) -> str:
+    return ' (other classes: head="reset" starts the head anew)' if key.startswith("head.") else ""
+
+
+def _shape(tensor: Tensor) -> str:
+    return "×".join(map(str, tensor.shape)) or "a number"

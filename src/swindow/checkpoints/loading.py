@@ -1,0 +1,171 @@
+"""From a path or a name to a working model, whoever wrote the file; and from a file into a model that is there."""
+
+import dataclasses
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from swindow.checkpoints.containers import Container, read_container
+from swindow.checkpoints.describing import Evidence, describe
+from swindow.checkpoints.facts import facts_of, usual_preprocess
+from swindow.checkpoints.fitting import Weights, fit
+from swindow.checkpoints.formats import FORMATS, Format, Reading, recognise
+from swindow.checkpoints.own import Card, find_weights, is_own, read_card, read_own
+from swindow.checkpoints.reports import LoadReport
+from swindow.errors import CheckpointError, UnknownName
+from swindow.model import MapBackbone, Model
+
+CARD = "swindow_card"
+
+
+class AssumedWarning(UserWarning):
+    """A file did not tell something that its model needs, and the usual was taken."""
+
+
+def load(
+    path: str | Path, *, prefer_ema: bool = False, say: Callable[[str], None] | None = None, **fields: Any
+) -> Model:
+    """A working model from a run folder, a checkpoint of ours, anyone's file or folder, or a published name.
+
+    The model is in eval mode, on the CPU, and knows its preprocessing and classes.
+
+    Args:
+        prefer_ema: of a file that holds averaged weights beside the others, take those.
+        say: gets the report of what was loaded and assumed; by default only what was assumed is said, as a warning.
+        fields: what the file does not tell (``window=16, image_size=256``), or another size to make its weights fit.
+
+    Raises:
+        CheckpointError: nothing there, in no format that we know, damaged, or not whole; the message says which.
+        ConfigError: fields that contradict the tensors.
+    """
+    opened = open_weights(path, prefer_ema=prefer_ema, **fields)
+    card = opened.card
+    model = card.model.build()
+    state, report = fit(opened.weights, model.state_dict(), card.model.backbone, name=card.model.name)
+    model.load_state_dict(state)
+    model.preprocess, model.classes = card.preprocess, card.classes
+    if say is not None:
+        say(str(report))
+    elif report.assumed:
+        warnings.warn(f"{report.path.name}: assumed {'; '.join(report.assumed)}", AssumedWarning, stacklevel=2)
+    return model.eval()
+
+
+def load_weights(
+    model: Model | MapBackbone,
+    path: str | Path,
+    *,
+    head: Literal["strict", "reset"] = "strict",
+    prefer_ema: bool = False,
+    say: Callable[[str], None] | None = print,
+    **fields: Any,
+) -> LoadReport:
+    """Fit the weights of a file to a model of perhaps another size, window, number of channels or of classes.
+
+    Bias tables, absolute positions and first convolutions are resampled; V2's biases are evaluated anew. Everything
+    fits or nothing is touched.
+
+    Args:
+        head: ``reset`` leaves the model's own head, for other classes.
+        say: gets the report, which is also returned.
+        fields: what the file does not tell of itself.
+
+    Raises:
+        CheckpointError: what does not fit, all of it in one message, with what to do.
+    """
+    opened = open_weights(path, prefer_ema=prefer_ema, **fields)
+    own = {_as_in_model(name): tensor for name, tensor in model.state_dict().items()}
+    config = model.config.backbone if isinstance(model, Model) else model.body.config
+    name = model.config.name if isinstance(model, Model) else config.kind
+    state, report = fit(opened.weights, own, config, name=name, reset_head=head == "reset")
+    names = {_as_in_model(name): name for name in model.state_dict()}
+    model.load_state_dict({names[name]: tensor for name, tensor in state.items()})
+    if say is not None:
+        say(str(report))
+    return report
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Opened:
+    """Weights, and the model to load them into: theirs, or one of another size where fields said so."""
+
+    weights: Weights
+    card: Card
+
+
+def open_weights(path: str | Path, *, prefer_ema: bool = False, **fields: Any) -> Opened:
+    """Read a file and find out what it is.
+
+    Raises:
+        CheckpointError: nothing there, in no format that we know, damaged, or not whole; the message says which.
+    """
+    path = Path(path)
+    if is_own(path):
+        file = find_weights(path)
+        card, state = read_own(file)
+        weights = Weights(path=file, format="swindow", state=state, config=card.model)
+        return Opened(weights=weights, card=_with(card, fields))
+    return _theirs(read_container(path, prefer_ema=prefer_ema), fields)
+
+
+def _theirs(container: Container, fields: Mapping[str, Any]) -> Opened:
+    form = recognise(container.tensors)
+    if form is None:
+        some = ", ".join(list(container.tensors)[:3])
+        raise CheckpointError(
+            f"{container.path}: these tensors ({some}, …) are in no format that swindow knows; "
+            f"it reads {', '.join(sorted({entry.name for entry in FORMATS}))}"
+        )
+    reading = form.read(container.tensors)
+    said = container.metadata.get(CARD)
+    card, assumed = (read_card(said, container.path), []) if said else _found_out(reading, form, container, fields)
+    weights = Weights(
+        path=container.path,
+        format=form.name,
+        state=reading.state,
+        config=card.model,
+        dropped=(*reading.buffers, *reading.dropped),
+        unknown=reading.unknown,
+        assumed=tuple(assumed),
+        notes=container.notes,
+    )
+    return Opened(weights=weights, card=_with(card, fields))
+
+
+def _found_out(
+    reading: Reading, form: Format, container: Container, fields: Mapping[str, Any]
+) -> tuple[Card, list[str]]:
+    """Which model the tensors are of, by all evidence, and what had to be assumed."""
+    facts = facts_of(container.config, container.preprocessor)
+    evidence = Evidence(said=dict(fields), known=dict(facts.fields), stem=container.path.stem)
+    config = describe(reading, form, evidence)
+    preprocess = facts.preprocess
+    if preprocess is None:
+        made_for = getattr(config.backbone, "image_size", 224)
+        preprocess = usual_preprocess(made_for, config.in_channels)
+        evidence.assumed.append("ImageNet's mean and deviation, bicubic resizing")
+    named = facts.classes if facts.classes and len(facts.classes) == config.head.num_classes else None
+    return Card(model=config, preprocess=preprocess, classes=named), evidence.assumed
+
+
+def _with(card: Card, fields: Mapping[str, Any]) -> Card:
+    """The model of a card with other fields of its backbone; V2 keeps the window that its biases were trained for.
+
+    Raises:
+        UnknownName: the model has no such field.
+    """
+    old: Any = card.model.backbone
+    allowed = [field.name for field in dataclasses.fields(old)]
+    for name in fields:
+        if name not in allowed:
+            raise UnknownName("field", name, allowed)
+    new = dataclasses.replace(old, **fields)
+    if hasattr(old, "pretrained_windows") and "pretrained_window" not in fields and new.windows != old.windows:
+        new = dataclasses.replace(new, pretrained_window=old.pretrained_windows)
+    return dataclasses.replace(card, model=dataclasses.replace(card.model, backbone=new))
+
+
+def _as_in_model(name: str) -> str:
+    """The name that a tensor of a `MapBackbone` has in a `Model`."""
+    return name.replace("body.", "backbone.", 1) if name.startswith("body.") else name

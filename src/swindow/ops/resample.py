@@ -1,0 +1,55 @@
+"""Tables and kernels that were learned for one size, at another."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from swindow.errors import ShapeError
+from swindow.ops.windows import Size
+
+
+def bias_table(table: Float[Tensor, "R N"], old: Size, new: Size) -> Float[Tensor, "R2 N"]:
+    """A relative position bias table for windows of another size: bicubic over the offsets (Swin, section 3.2).
+
+    `old` and `new` are windows (height, width) in tokens; a table has a row for each of (2h-1)(2w-1) offsets.
+
+    Raises:
+        ShapeError: the table is not one for windows of `old`.
+    """
+    rows, columns = 2 * old[0] - 1, 2 * old[1] - 1
+    if table.shape[0] != rows * columns:
+        raise ShapeError(f"a bias table of {table.shape[0]} rows is not for {old[0]}x{old[1]} windows")
+    if old == new:
+        return table
+    image = table.T.unflatten(1, (rows, columns))[None]
+    resized = _bicubic(image, (2 * new[0] - 1, 2 * new[1] - 1))
+    return resized[0].flatten(1).T.contiguous()
+
+
+def place_table(table: Float[Tensor, "H W C"], grid: Size) -> Float[Tensor, "H2 W2 C"]:
+    """An absolute position table for another grid: bicubic over the places."""
+    if table.shape[:2] == grid:
+        return table
+    return _bicubic(table.permute(2, 0, 1)[None], grid)[0].permute(1, 2, 0).contiguous()
+
+
+def input_channels(kernel: Float[Tensor, "D C h w"], channels: int) -> Float[Tensor, "D C2 h w"]:
+    """A first convolution for images of other channels, alike in what it gives for grey images.
+
+    One channel gets the sum of all; more repeat what there is in turn, scaled so that the sum stays.
+    """
+    old = kernel.shape[1]
+    if channels == old:
+        return kernel
+    if channels == 1:
+        return kernel.sum(1, keepdim=True)
+    repeated = kernel[:, torch.arange(channels) % old]
+    return repeated * (old / channels)
+
+
+def _bicubic(image: Tensor, size: Size) -> Tensor:
+    """In fp32 at least: half-precision tables would lose what they hold."""
+    wide = image if image.dtype == torch.float64 else image.float()
+    resized = F.interpolate(wide, size=size, mode="bicubic", align_corners=False)
+    return resized.to(image.dtype)
