@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from swindow.backbones import VARIANTS
 from swindow.counting import count, stage_table
 from swindow.model import Model, build, use_backend
 
@@ -130,6 +131,47 @@ def test_parts_are_the_whole_model(tiny: Tiny) -> None:
     assert [part.channels for part in counts.parts] == [8, 8, 16, 5]
     assert [part.shift for part in counts.parts[1:3]] == [(2, 2), (2, 2)]
     assert sum(part.macs for part in counts.parts) == counts.macs
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_parameters_of_every_variant_are_all_of_them(name: str) -> None:
+    model = on_meta(name)
+    size = getattr(model.config.backbone, "image_size", 224)
+    assert count(model, size).parameters == sum(parameter.numel() for parameter in model.parameters())
+
+
+# GMACs and parameters of published papers and repositories, as reference/swin-family.md, section 5b, lists them.
+OTHERS = {
+    "swin_base_384": (87_903_584, 47.105),
+    "swin_large_384": (196_735_516, 103.952),
+    "swin_v2_tiny_w8": (28_347_154, 5.926),
+    "swin_v2_tiny_w16": (28_347_154, 6.605),
+    "swin_v2_small_w8": (49_728_418, 11.515),
+    "swin_v2_small_w16": (49_728_418, 12.647),
+    "swin_v2_base_w8": (87_918_816, 20.286),
+    "swin_v2_base_w16": (87_918_816, 21.796),
+    "swin_v2_base_w12": (87_918_816, 11.761),
+    "swin_v2_base_w12to24": (87_918_816, 54.748),
+    "swin_v2_large_w12to16": (196_739_932, 47.491),
+    "swin_v2_large_w12to24": (196_739_932, 115.417),
+    "deit_tiny": (5_717_416, 1.254),
+    "deit_small": (22_050_664, 4.599),
+    "deit_base": (86_567_656, 17.564),
+    "deit_base_384": (86_859_496, 55.484),
+    "deit_base_distilled": (87_338_192, None),
+    "vit_large_384": (304_715_752, 191.066),
+    "vit_base_32": (88_224_232, 4.409),
+    "vit_huge_14": (632_045_800, 167.295),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_published_counts_of_the_other_families(name: str) -> None:
+    parameters, macs = OTHERS[name]
+    model = on_meta(name)
+    counts = count(model, model.config.backbone.image_size)
+    assert counts.parameters == parameters
+    assert macs is None or round(counts.macs / 1e9, 3) == macs
 
 
 def test_counting_neither_runs_nor_changes_the_model(tiny: Tiny) -> None:

@@ -157,6 +157,8 @@ def _watching(twin: Model, ledger: _Ledger) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for name, modules in _modules_of_parts(twin).items():
             parameters = _parameters(*modules)
+            if name == "patches":  # with what the backbone itself holds: tokens and positions
+                parameters += sum(parameter.numel() for parameter in twin.backbone.parameters(recurse=False))
             for module in modules:
                 enter = functools.partial(_enter, ledger, name, parameters)
                 leave = functools.partial(_leave, ledger, name)

@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from swindow.errors import ConfigError, need
 from swindow.heads import ClassifierConfig
 from swindow.model import MapBackbone, Model, backbone, build
 from swindow.preprocess import IMAGENET_MEAN, IMAGENET_STD
-from swindow.shapes import Images, Tokens
+from swindow.shapes import Images
 
 need("timm", extra="interop")
 import timm.models._factory as factory  # noqa: E402
@@ -88,11 +88,11 @@ class Classifier(nn.Module):
     def forward(self, x: Images) -> Float[Tensor, "B K"]:
         return self.forward_head(self.forward_features(x))
 
-    def forward_features(self, x: Images) -> Tokens:
+    def forward_features(self, x: Images) -> Float[Tensor, "B H W D"]:
         """The last map, normed, before it is pooled."""
         return self.model.backbone(x)[-1]
 
-    def forward_head(self, x: Tokens, pre_logits: bool = False) -> Float[Tensor, "B K"]:
+    def forward_head(self, x: Float[Tensor, "B H W D"], pre_logits: bool = False) -> Float[Tensor, "B K"]:
         """Logits; or with `pre_logits`, or without classes, what they are computed from."""
         head = self.model.head
         return head.dropout(head.pooled((x,))) if pre_logits else head.decode(head((x,)))
@@ -101,7 +101,7 @@ class Classifier(nn.Module):
         """The last layer."""
         return self.model.head.linear
 
-    def reset_classifier(self, num_classes: int, global_pool: Literal["avg"] | None = None) -> None:
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Put a new head in place of the old one; 0 classes give features."""
         if global_pool not in (None, "avg"):
             raise ConfigError(f"global_pool {global_pool!r}: these models average over the map; give 'avg' or nothing")

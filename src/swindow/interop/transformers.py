@@ -31,6 +31,7 @@ class SwindowConfig(BackboneConfigMixin, PreTrainedConfig):
     """
 
     model_type = "swindow"
+    __no_type_check__ = True  # transformers rewrites __init__ behind our shape checks, which do not know its keywords
 
     variant: str = "swin_tiny"
     """Name of the variant."""
