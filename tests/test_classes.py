@@ -67,7 +67,7 @@ def test_an_unknown_list_is_refused_with_the_nearest() -> None:
 def test_the_map_leads_to_rows_of_the_same_name() -> None:
     rows, names = classes.map_22k_to_1k(), classes.imagenet22k()
     assert len(rows) == len(set(rows)) == 1000
-    assert 0 <= min(rows)
+    assert min(rows) >= 0
     assert max(rows) == 21815
     differ = [number for number, name in enumerate(classes.imagenet1k()) if names[rows[number]] != name]
     assert differ == [TEDDY]

@@ -21,6 +21,33 @@ def test_own_loop(capsys):
     assert losses[-1] < 0.5 * losses[0]
 
 
+def test_timm_backbone(capsys):
+    runpy.run_path(str(EXAMPLES / "timm_backbone.py"), run_name="__main__")
+    assert capsys.readouterr().out.splitlines() == [
+        "stride 8: 192 channels on a 16x12 grid",
+        "stride 16: 384 channels on a 8x6 grid",
+        "stride 32: 768 channels on a 4x3 grid",
+        "the class that was taught: 2",
+    ]
+
+
+def test_transformers_backbone(capsys):
+    runpy.run_path(str(EXAMPLES / "transformers_backbone.py"), run_name="__main__")
+    first, second = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"loss [01]\.\d{3} on maps of \[24, 48, 96, 192\] channels", first)
+    assert second == "saved and loaded: the same answers"
+
+
+def test_torchvision_detection(capsys):
+    runpy.run_path(str(EXAMPLES / "torchvision_detection.py"), run_name="__main__")
+    found = re.search(r"best box \[(\d+), (\d+), (\d+), (\d+)\], score (\S+)$", capsys.readouterr().out.strip())
+    left, top, right, bottom = map(int, found.groups()[:4])
+    overlap = max(0, min(right, 100) - max(left, 40)) * max(0, min(bottom, 70) - max(top, 30))
+    union = (right - left) * (bottom - top) + 60 * 40 - overlap
+    assert overlap / union > 0.5
+    assert float(found[5]) > 0.5
+
+
 def test_all_are_short():
     for path in EXAMPLES.glob("*.py"):
         assert len(path.read_text(encoding="utf-8").splitlines()) <= 50, path

@@ -113,7 +113,7 @@ class Learner:
             for name, value in judged.losses.items():
                 total[name] = total.get(name, 0) + value.detach() / len(batches)
             labels = targets if targets.ndim == 1 else targets.argmax(1)
-            correct += (judged.outputs.logits.detach().argmax(1) == labels).sum()
+            correct += (self.model.head.decode(judged.outputs).detach().argmax(1) == labels).sum()
         norm = self._apply_gradients()
         position.step += 1
         position.batch += len(batches)

@@ -178,7 +178,7 @@ def test_timm_s_class_with_other_shapes(size: Size, window: int | Size, dtype: t
 def test_timm_at_full_size(name: str, dtype: torch.dtype) -> None:
     import timm
 
-    theirs = timm.create_model(timm_name(name), pretrained=False)
+    theirs = timm.create_model(timm_name(name), pretrained=False, num_classes=1000)
     config = VARIANTS[name]
     assert_same(same_weights(theirs, config, "timm", 1000), theirs, TIMM, (config.image_size,) * 2, dtype)
 

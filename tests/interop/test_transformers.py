@@ -67,7 +67,9 @@ def test_files_give_back_the_same_model(variant: str, tmp_path: Path) -> None:
     after = SwindowBackbone.from_pretrained(tmp_path)
     images = torch.randn(1, 3, 52, 70)
     for one, other in zip(before(images).feature_maps, after(images).feature_maps, strict=True):
-        assert torch.equal(one, other)
+        torch.testing.assert_close(one, other)  # mapped files lie in memory otherwise, which rounding knows
+    for name, parameter in before.named_parameters():
+        assert torch.equal(parameter, after.get_parameter(name)), name
     for name, buffer in before.named_buffers():
         assert torch.equal(buffer, after.get_buffer(name)), name
 
@@ -91,7 +93,7 @@ def test_more_stages_than_the_file_has_norms_for(tmp_path: Path) -> None:
     after = SwindowBackbone.from_pretrained(tmp_path, out_features=ALL)
     images = torch.randn(1, 3, 64, 64)
     maps = after(images).feature_maps
-    assert torch.equal(maps[3], before(images).feature_maps[0])
+    torch.testing.assert_close(maps[3], before(images).feature_maps[0])
     mean, variance = maps[0].mean(dim=1), maps[0].var(dim=1, correction=0)
     torch.testing.assert_close(mean, torch.zeros_like(mean), atol=1e-5, rtol=0)  # fresh norms: ones and zeros
     torch.testing.assert_close(variance, torch.ones_like(variance), atol=1e-2, rtol=0)
@@ -114,7 +116,7 @@ def test_upernet_trains_and_its_files_give_it_back(tmp_path: Path) -> None:
     model.eval().save_pretrained(tmp_path)
     again = UperNetForSemanticSegmentation.from_pretrained(tmp_path)
     with torch.no_grad():
-        assert torch.equal(again(images).logits, model(images).logits)
+        torch.testing.assert_close(again(images).logits, model(images).logits)
 
 
 def test_tuples_where_asked_for() -> None:

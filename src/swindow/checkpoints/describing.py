@@ -110,11 +110,12 @@ def _swin_v2(reading: Reading, form: Format, evidence: Evidence) -> SwinV2Config
         window = evidence.field("window", 8, "V2's tensors do not tell it")
     sides = window if isinstance(window, tuple) else (window,) * len(depths)
     image_size = evidence.field("image_size", 32 * max(sides) if max(sides) > 8 else 256, "the usual size for it")
+    pretrained = evidence.field("pretrained_window", 0, "as if trained at its own window")
     return SwinV2Config(
         **_common(state),
         num_heads=tuple(scale.numel() for scale in scales),
         window=_simplest(window),
-        pretrained_window=_simplest(evidence.field("pretrained_window", 0, "as if trained at its own window")),
+        pretrained_window=_simplest(pretrained[-len(depths) :] if isinstance(pretrained, tuple) else pretrained),
         image_size=image_size,
         small_maps="shrink" if form.small_maps == "shrink" else form.small_maps,
         absolute_position="backbone.absolute_position.table" in state,

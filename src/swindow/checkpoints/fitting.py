@@ -54,7 +54,7 @@ def fit(
             found["reset"].append(key)
         elif given is None:
             state[key] = own
-            found["reset" if _is_extra_norm(key, weights) else "missing"].append(key)
+            found["reset" if _is_extra_norm(key, weights.state, wanted) else "missing"].append(key)
         elif given.shape == own.shape:
             state[key] = given
         else:
@@ -100,9 +100,16 @@ def _alike_but(a: Tensor, b: Tensor, axis: int) -> bool:
     return a.ndim == b.ndim and all(a.shape[i] == b.shape[i] for i in range(a.ndim) if i != axis)
 
 
-def _is_extra_norm(key: str, weights: Weights) -> bool:
-    """A norm of a stage that the file's model did not put out: a classifier's file has the last stage's only."""
-    return OUTPUT_NORM.fullmatch(key) is not None and any(OUTPUT_NORM.fullmatch(name) for name in weights.state)
+def _is_extra_norm(key: str, given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> bool:
+    """A norm of one of several stages, which the file's model did not put out: a classifier has the last one's only."""
+    match = OUTPUT_NORM.fullmatch(key)
+    if match is None or _normed_stages(given) & {match[1]}:
+        return False
+    return bool(_normed_stages(given) & _normed_stages(wanted))
+
+
+def _normed_stages(state: Mapping[str, Tensor]) -> set[str]:
+    return {match[1] for match in map(OUTPUT_NORM.fullmatch, state) if match}
 
 
 def _has_head(wanted: Mapping[str, Tensor]) -> bool:

@@ -6,11 +6,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from swindow.backbones import VARIANTS
 from swindow.checkpoints.containers import Container, read_container
 from swindow.checkpoints.describing import Evidence, describe
-from swindow.checkpoints.facts import facts_of, usual_preprocess
+from swindow.checkpoints.facts import Facts, facts_of, usual_preprocess
 from swindow.checkpoints.fitting import Weights, fit
 from swindow.checkpoints.formats import FORMATS, Format, Reading, recognise
+from swindow.checkpoints.hub import resolve
 from swindow.checkpoints.own import Card, find_weights, is_own, read_card, read_own
 from swindow.checkpoints.reports import LoadReport
 from swindow.errors import CheckpointError, UnknownName
@@ -106,10 +108,20 @@ def open_weights(path: str | Path, *, prefer_ema: bool = False, **fields: Any) -
         card, state = read_own(file)
         weights = Weights(path=file, format="swindow", state=state, config=card.model)
         return Opened(weights=weights, card=_with(card, fields))
-    return _theirs(read_container(path, prefer_ema=prefer_ema), fields)
+    if _is_published(path):
+        file, entry = resolve(str(path))
+        facts = Facts(fields=entry.fields, preprocess=entry.preprocess, classes=entry.class_names)
+        return _theirs(read_container(file, prefer_ema=prefer_ema), fields, facts)
+    container = read_container(path, prefer_ema=prefer_ema)
+    return _theirs(container, fields, facts_of(container.config, container.preprocessor))
 
 
-def _theirs(container: Container, fields: Mapping[str, Any]) -> Opened:
+def _is_published(path: Path) -> bool:
+    """Whether this is no file but a name such as ``swin_tiny.ms_in1k``, of a variant that there is."""
+    return not path.exists() and len(path.parts) == 1 and path.name.split(".")[0] in VARIANTS
+
+
+def _theirs(container: Container, fields: Mapping[str, Any], facts: Facts) -> Opened:
     form = recognise(container.tensors)
     if form is None:
         some = ", ".join(list(container.tensors)[:3])
@@ -118,8 +130,10 @@ def _theirs(container: Container, fields: Mapping[str, Any]) -> Opened:
             f"it reads {', '.join(sorted({entry.name for entry in FORMATS}))}"
         )
     reading = form.read(container.tensors)
-    said = container.metadata.get(CARD)
-    card, assumed = (read_card(said, container.path), []) if said else _found_out(reading, form, container, fields)
+    if CARD in container.metadata:
+        card, assumed = read_card(container.metadata[CARD], container.path), list[str]()
+    else:
+        card, assumed = _found_out(reading, form, container, fields, facts)
     weights = Weights(
         path=container.path,
         format=form.name,
@@ -134,10 +148,9 @@ def _theirs(container: Container, fields: Mapping[str, Any]) -> Opened:
 
 
 def _found_out(
-    reading: Reading, form: Format, container: Container, fields: Mapping[str, Any]
+    reading: Reading, form: Format, container: Container, fields: Mapping[str, Any], facts: Facts
 ) -> tuple[Card, list[str]]:
     """Which model the tensors are of, by all evidence, and what had to be assumed."""
-    facts = facts_of(container.config, container.preprocessor)
     evidence = Evidence(said=dict(fields), known=dict(facts.fields), stem=container.path.stem)
     config = describe(reading, form, evidence)
     preprocess = facts.preprocess
