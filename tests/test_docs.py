@@ -1,6 +1,7 @@
 """The documents keep their word: Python blocks run, links lead somewhere, commands and flags exist."""
 
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,10 @@ def blocks(page):
     return re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.M | re.S)
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "docs" / "train.md"], ids=lambda page: page.name)
+RUN = [ROOT / "README.md", ROOT / "docs" / "train.md", ROOT / "docs" / "checkpoints.md"]
+
+
+@pytest.mark.parametrize("page", RUN, ids=lambda page: page.name)
 def test_python_blocks_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert blocks(page)
@@ -34,6 +38,11 @@ def test_links_within_the_project_lead_somewhere(page):
 def test_commands_exist(page):
     for line in re.findall(r"^(?:\$ )?swindow (\S+)", page.read_text(encoding="utf-8"), flags=re.M):
         assert line in {*cli.COMMANDS, "--help"}, f"{page.name} shows swindow {line}"
+
+
+def test_the_table_of_models_is_up_to_date():
+    namespace = runpy.run_path(str(ROOT / "docs" / "models_table.py"))
+    assert (ROOT / "docs" / "models.md").read_text(encoding="utf-8") == namespace["page"]()
 
 
 def test_every_flag_in_the_guide_exists(capsys):

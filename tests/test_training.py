@@ -243,8 +243,8 @@ def test_fine_tuning_takes_the_body_and_leaves_a_head_of_other_classes(config, t
 
 def test_weights_of_another_shape_are_refused(config, tmp_path):
     run(config, max_steps=1)
-    with pytest.raises(CheckpointError, match="does not fit this model"):
-        run(config, out=str(tmp_path / "other"), weights=str(tmp_path / "run"), fields={**FIELDS, "window": 2})
+    with pytest.raises(CheckpointError, match="does not fit this swin_nano: .*fc1"):
+        run(config, out=str(tmp_path / "other"), weights=str(tmp_path / "run"), fields={**FIELDS, "mlp_ratio": 3.0})
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -401,6 +401,24 @@ def test_compiled_training_learns_the_same(config, tmp_path):
     plain, compiled = first  # of the first step: Muon's bf16 iterations enlarge what differs after it
     assert compiled["loss"] == pytest.approx(plain["loss"], rel=1e-5)
     assert compiled["gradient_norm"] == pytest.approx(plain["gradient_norm"], rel=1e-4)
+
+
+def test_fine_tuning_starts_from_anyone_s_weights(config, tmp_path):
+    """Another library's file, for images of another size and other classes: fitted, and said what was done."""
+    import swindow
+
+    source = swindow.build("swin_nano", num_classes=7, **{**FIELDS, "image_size": 32})
+    swindow.convert(swindow.save(source, tmp_path / "own"), tmp_path / "theirs.pth", to="timm")
+    said = []
+    watcher = Silent()
+    watcher.say = said.append
+    tuned = dataclasses.replace(config, weights=str(tmp_path / "theirs.pth"), max_steps=1, optim=OptimConfig(lr=0.0))
+    train(tuned, progress=watcher)
+    told = next(line for line in said if line.startswith("weights from"))
+    assert "timm format" in told
+    assert "the head is new, for other classes" in told
+    found = swindow.load(tmp_path / "run")
+    assert torch.equal(found.backbone.patch_embed.proj.weight, source.backbone.patch_embed.proj.weight)
 
 
 def test_what_is_wrong_but_not_fatal_is_said(config, tmp_path):

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from swindow.backbones.geometry import Windowing
 from swindow.backbones.swin_mlp import VARIANTS, SpatialMlp, SwinMlpConfig
-from swindow.backbones.windowed import Windowing
 from swindow.counting import count
 from swindow.errors import ConfigError, ShapeError
 from swindow.heads import ClassifierConfig
@@ -275,7 +275,7 @@ def test_compiling_changes_nothing(size: Size) -> None:
         ({"num_heads": (3, 4)}, "8 channels cannot be split over 3 heads"),
         ({"window": 0}, "every entry must be a side or"),
         ({"drop_path": 1.0}, "must lie in"),
-        ({"mlp_ratio": 0.0}, "mlp_ratio is 0.0; dim 8 needs at least 1 hidden channel"),
+        ({"mlp_ratio": 0.0}, "mlp_ratio is 0.0; the MLP needs at least 1 hidden channel for dim 8"),
         ({"image_size": 0}, "image_size is 0; it must be at least 1 pixel"),
     ],
 )

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from swin_v2_models import drawn, model_of, tiny
+from swindow.backbones.geometry import Windowing
 from swindow.backbones.swin_v2 import LogitScale, LogSpacedBias, QkvLinear, log_spaced_offsets
-from swindow.backbones.windowed import WindowAttention, Windowing
+from swindow.backbones.windowed import WindowAttention
 from swindow.ops.attention import Backend
 from who_sees_whom import attend, tokens, visible
 

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swindow.backbones.windowed import RelativeBias, WindowAttention, Windowing
+from swindow.backbones.geometry import Windowing
+from swindow.backbones.windowed import RelativeBias, WindowAttention
 from swindow.layers import Linear
 from swindow.ops.attention import Backend
 from swindow.ops.windows import count, merge, partition

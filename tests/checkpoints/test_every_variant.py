@@ -9,8 +9,8 @@ import timm
 import torch
 from torch import nn
 
-from swindow.checkpoints.facts import Facts, facts_of
 from swindow.checkpoints.containers import Container
+from swindow.checkpoints.facts import Facts, facts_of
 from swindow.checkpoints.fitting import fit
 from swindow.checkpoints.formats import format_named
 from swindow.checkpoints.hub import NAMED

@@ -225,6 +225,23 @@ def test_published_names_and_equations_give_our_maps(
             assert (ours(images) - expected).abs().max() <= 1e-10 * expected.abs().max().clamp(min=1)
 
 
+def test_windows_that_shrink_are_the_original_s(tmp_path: Path) -> None:
+    """At its image size a stage's window is its map, if that is smaller, and unshifted (the original's rule)."""
+    torch.manual_seed(0)
+    shape = TINY | {"depths": (2, 2, 2), "window": 7, "image_size": 48, "small_maps": "shrink"}
+    model = build("swin_tiny", **shape).eval().double()
+    scramble(model)
+    assert model.config.backbone.windows == ((7, 7), (6, 6), (3, 3))
+    target = convert(save(model.float(), tmp_path / "own"), tmp_path / "theirs.pth", to="microsoft")
+    state = torch.load(target, weights_only=True)["model"]
+    assert sorted(name for name in state if "attn_mask" in name) == ["layers.0.blocks.1.attn_mask"]
+    oracle = Original(state, depths=(2, 2, 2), heads=(1, 2, 3), windows=(7, 6, 3))
+    images = torch.randn(1, 3, 48, 48, dtype=torch.float64)
+    with torch.no_grad():
+        expected = oracle.logits(images)
+        assert (model.double()(images) - expected).abs().max() <= 1e-10 * expected.abs().max().clamp(min=1)
+
+
 @pytest.mark.parametrize("form", sorted({entry.name for entry in FORMATS}))
 def test_there_and_back_is_the_identity_to_the_byte(form: str, tmp_path: Path) -> None:
     torch.manual_seed(0)

@@ -213,6 +213,7 @@ def damaged(content: bytes, chance: random.Random) -> bytes:
     return bytes(data[: chance.randrange(len(data))] if chance.random() < 0.1 else data)
 
 
+@pytest.mark.filterwarnings("ignore:invalid escape sequence:DeprecationWarning")  # in strings of protocol 0
 @pytest.mark.parametrize("name", ["legacy.pth", "zip.pth", "a.safetensors"])
 def test_a_damaged_file_is_refused_or_gives_sound_tensors(name, monkeypatch):
     """A zip has checksums: it gives the numbers that it was made of, or an error."""
@@ -233,3 +234,30 @@ def test_a_damaged_file_is_refused_or_gives_sound_tensors(name, monkeypatch):
         if name == "zip.pth":
             assert all(tensor.flatten().tolist() in true for tensor in found), seed
     assert 0 < read < 500
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of processes are those of POSIX")
+@pytest.mark.parametrize(
+    ("deed", "says"),
+    [
+        ("any(iter(int, 1))", "took more than 1 s"),
+        ("x = bytearray(3 << 30)", "ended with status 1 'MemoryError'"),
+        ("import os; os.write(os.open('written', os.O_CREAT | os.O_WRONLY), b'x')", "File too large"),
+        ("import os; os.kill(os.getpid(), 9)", "ended with status -9"),
+        ("print('{')", "ended with status 0"),
+    ],
+)
+def test_the_reading_process_has_limits(monkeypatch, deed, says):
+    code = f"import sys; sys.path.append(sys.argv[1]); from pickles.reading import _limit; _limit(); {deed}"
+    monkeypatch.setattr(containers, "CHILD", code)
+    monkeypatch.setattr(containers, "SECONDS", 1)
+    refused(zipped(GOOD), says)
+    assert not Path("written").exists() or Path("written").stat().st_size == 0
+
+
+def test_the_reading_process_starts_without_torch():
+    code = "import sys; sys.path.append(sys.argv[1]); import pickles.reading; print(*sorted(sys.modules))"
+    command = [sys.executable, "-I", "-S", "-c", code, os.fspath(Path(containers.__file__).parent)]
+    loaded = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    assert "pickles.machine" in loaded
+    assert not {"torch", "numpy", "swindow", "safetensors"} & {*loaded}

@@ -12,9 +12,11 @@ import huggingface_hub
 import pytest
 import torch
 from huggingface_hub import errors
+from safetensors.torch import save_file
 
 from swindow import classes
 from swindow.backbones import VARIANTS
+from swindow.checkpoints import load
 from swindow.checkpoints.hub import NAMED, NamedWeights, resolve
 from swindow.errors import CheckpointError, MissingExtra, UnknownName
 from swindow.preprocess import Preprocess
@@ -104,6 +106,29 @@ def test_windows_are_those_in_timms_names(name: str) -> None:
     old = int(found[1])
     if found[2]:
         assert entry.fields["pretrained_window"] == (old, old, old, old // 2)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "swin_s3_tiny.ms_in1k",
+        "swin_v2_tiny_w16.ms_in1k",
+        "vit_tiny.augreg_in21k",
+        "vit_small_32.augreg_in21k",
+        "deit_tiny_distilled.fb_in1k",
+        "hybrid_small_r26_32_384.augreg_in21k_ft_in1k",
+    ],
+)
+def test_fields_are_all_that_a_file_does_not_tell(name: str, tmp_path: Path) -> None:
+    import timm
+
+    entry, said = NAMED[name], []
+    theirs = timm.create_model(entry.source.removeprefix("timm/"))
+    save_file(theirs.state_dict(), tmp_path / entry.file)
+    model = load(tmp_path / entry.file, say=said.append, **entry.fields)
+    assert model.config.backbone == dataclasses.replace(VARIANTS[entry.variant], **entry.fields)
+    assert model.config.head.num_classes == len(entry.class_names or ())
+    assert re.findall(r"assumed: (.*)", said[0]) == ["ImageNet's mean and deviation, bicubic resizing"]
 
 
 def test_class_names_are_in_the_heads_order() -> None:

@@ -5,9 +5,10 @@ from typing import ClassVar
 
 from swindow.backbones.resnet import ResNetConfig
 from swindow.backbones.swin import SwinConfig
+from swindow.backbones.swin_v2 import SwinV2Config
 from swindow.backbones.vit import BASE, LARGE, SMALL, Patches, ViT, ViTConfig
 
-Trunk = ResNetConfig | SwinConfig
+Trunk = ResNetConfig | SwinConfig | SwinV2Config
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

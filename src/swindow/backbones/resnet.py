@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from swindow.backbones.windowed import Stage, valid_stages
-from swindow.errors import ConfigError, ShapeError
+from swindow.backbones.geometry import check_channels, valid_stages
+from swindow.backbones.windowed import Stage
+from swindow.errors import ConfigError
 from swindow.ops.windows import count
 from swindow.shapes import Images, Pyramid, Tokens
 
@@ -187,11 +188,7 @@ class ResNet(nn.Module):
         Raises:
             ShapeError: another number of channels than the model's.
         """
-        if images.shape[1] != self.in_channels:
-            raise ShapeError(
-                f"images have {images.shape[1]} channels and the model takes {self.in_channels}; "
-                "convert them, or build the model with in_channels"
-            )
+        check_channels(images, self.in_channels)
         x, maps = self.patch_embed(images), []
         for stage in self.each_stage()[: self.out_stages[-1] + 1]:
             x = stage(x)

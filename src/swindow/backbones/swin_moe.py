@@ -7,7 +7,7 @@ and no more; those that come too late pass by, on the block's residual. Attentio
 import contextlib
 import dataclasses
 import functools
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from jaxtyping import Float, Int64
@@ -16,22 +16,12 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from swindow.backbones.experts import CosineRouter, Experts, LinearRouter, Routes, importance_loss, route, switch_loss
+from swindow.backbones.geometry import Sides, SmallMaps, Windowing, check_rates
 from swindow.backbones.swin import SwinConfig
 from swindow.backbones.swin_v2 import LogSpacedBias
-from swindow.backbones.windowed import (
-    AbsolutePosition,
-    Sides,
-    SmallMaps,
-    Stage,
-    WindowAttention,
-    WindowedBackbone,
-    Windowing,
-    check_rates,
-    grids_of_stages,
-    windowings,
-)
+from swindow.backbones.windowed import Stage, WindowAttention, WindowedBackbone
 from swindow.errors import ConfigError
-from swindow.layers import DropPath, Linear, Mlp, PatchMerge, drop_path_rates, init_weights
+from swindow.layers import DropPath, Linear, Mlp, PatchMerge, init_weights
 from swindow.ops.windows import Size, count
 from swindow.shapes import Images, Pyramid, Tokens
 
@@ -98,18 +88,27 @@ class SwinMoeConfig(SwinConfig):
                 "balance 'importance' measures load by the noise; give gate_noise above 0, or take 'switch'"
             )
 
+    def stage(self, number: int, rates: list[float]) -> "MoeStage":
+        """Blocks with and without experts, unshifted and shifted in turn, and a merge unless it is the last stage."""
+        routed = self.routed[number] if self.routed else ()
+        blocks = [
+            Block(self, number, cut, drop_path=rate, routed=index in routed)
+            for index, (cut, rate) in enumerate(zip(self.windowings(number), rates, strict=True))
+        ]
+        return MoeStage(blocks, PatchMerge(self.channels[number]) if number + 1 < len(self.depths) else None)
+
+    def initialise(self, module: nn.Module) -> None:
+        """As `init_weights` at another deviation, and experts like linear layers."""
+        init_weights(module)
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=self.init_std)
+        if isinstance(module, Experts):
+            for weight in (module.fc1_weight, module.fc2_weight):
+                nn.init.trunc_normal_(weight, std=self.init_std)
+
     def build(self, *, in_channels: int, out_stages: tuple[int, ...]) -> "SwinMoe":
         """The backbone that this describes, freshly initialised."""
-        rates = drop_path_rates(self.drop_path, self.depths)
-        grid = grids_of_stages(self.image_size, self.patch, 1)[0]
-        body = SwinMoe(
-            self,
-            [_stage(self, number, rates[number]) for number in range(len(self.depths))],
-            in_channels=in_channels,
-            out_stages=out_stages,
-            absolute_position=AbsolutePosition(grid, self.dim) if self.absolute_position else None,
-        )
-        return body.apply(functools.partial(_init, std=self.init_std))
+        return self.assemble(SwinMoe, in_channels, out_stages)
 
 
 class ExpertMlp(nn.Module):
@@ -229,7 +228,8 @@ class SwinMoe(WindowedBackbone):
         losses: list[Tensor] = []
         maps = self.stage_maps(images, losses)
         normed = tuple(self.norms[str(stage)](maps[stage]) for stage in self.out_stages)
-        return normed, {"expert_balance": self.config.balance_weight * torch.stack(losses).sum()} if losses else {}
+        weight = cast(SwinMoeConfig, self.config).balance_weight
+        return normed, {"expert_balance": weight * torch.stack(losses).sum()} if losses else {}
 
     def stage_maps(self, images: Images, losses: list[Tensor] | None = None) -> Pyramid:
         """The map of every stage up to the last one asked for; balance losses, not weighted, go to `losses`."""
@@ -247,31 +247,11 @@ def _judged(block: nn.Module, x: Tensor) -> tuple[Tensor, list[Tensor]]:
     return block(x, losses), losses
 
 
-def _stage(config: SwinMoeConfig, number: int, rates: list[float]) -> MoeStage:
-    keep, routed = config.small_maps == "pad_shift", config.routed[number] if config.routed else ()
-    cuts = windowings(config.windows[number], len(rates), shifted=config.shifted, keep_shift=keep)
-    blocks = [
-        Block(config, number, cut, drop_path=rate, routed=index in routed)
-        for index, (cut, rate) in enumerate(zip(cuts, rates, strict=True))
-    ]
-    return MoeStage(blocks, PatchMerge(config.channels[number]) if number + 1 < len(config.depths) else None)
-
-
 def _mlp(dim: int, config: SwinMoeConfig) -> Mlp:
     mlp = Mlp(dim, int(config.mlp_ratio * dim), config.dropout)
     if not config.output_bias:
         mlp.fc2 = Linear(mlp.fc2.in_features, dim, bias=False)
     return mlp
-
-
-def _init(module: nn.Module, std: float) -> None:
-    """As `init_weights` at another deviation, and experts like linear layers."""
-    init_weights(module)
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=std)
-    if isinstance(module, Experts):
-        for weight in (module.fc1_weight, module.fc2_weight):
-            nn.init.trunc_normal_(weight, std=std)
 
 
 def _without_autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:

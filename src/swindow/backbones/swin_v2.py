@@ -8,20 +8,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from swindow.backbones.geometry import Sides, SmallMaps, Windowing
 from swindow.backbones.swin import SwinConfig
-from swindow.backbones.windowed import (
-    AbsolutePosition,
-    Sides,
-    SmallMaps,
-    Stage,
-    WindowAttention,
-    WindowedBackbone,
-    Windowing,
-    grids_of_stages,
-    windowings,
-)
+from swindow.backbones.windowed import Stage, WindowAttention
 from swindow.errors import ConfigError
-from swindow.layers import DropPath, Linear, Mlp, PatchMerge, drop_path_rates, init_weights
+from swindow.layers import DropPath, Linear, Mlp, PatchMerge, init_weights
 from swindow.ops.linear import linear
 from swindow.ops.windows import Size, relative_position_index
 from swindow.shapes import Tokens
@@ -65,18 +56,23 @@ class SwinV2Config(SwinConfig):
             )
         return tuple((h or own[0], w or own[1]) for (h, w), own in zip(pairs, self.windows, strict=True))
 
-    def build(self, *, in_channels: int, out_stages: tuple[int, ...]) -> WindowedBackbone:
-        """The backbone that this describes, freshly initialised; every block passes on what it gets."""
-        rates = drop_path_rates(self.drop_path, self.depths)
-        grid = grids_of_stages(self.image_size, self.patch, 1)[0]
-        body = WindowedBackbone(
-            self,
-            [_stage(self, number, rates[number]) for number in range(len(self.depths))],
-            in_channels=in_channels,
-            out_stages=out_stages,
-            absolute_position=AbsolutePosition(grid, self.dim) if self.absolute_position else None,
-        )
-        return body.apply(init_weights).apply(_silence)
+    def stage(self, number: int, rates: list[float]) -> Stage:
+        """Blocks with windows unshifted and shifted in turn, and a merge unless it is the last stage."""
+        every = self.extra_norm_every
+        blocks = [
+            Block(self, number, cut, drop_path=rate, extra_norm=every > 0 and count % every == 0)
+            for count, (cut, rate) in enumerate(zip(self.windowings(number), rates, strict=True), start=1)
+        ]
+        last = number == len(self.depths) - 1
+        return Stage(blocks, None if last else PatchMerge(self.channels[number], norm_last=True))
+
+    def initialise(self, module: nn.Module) -> None:
+        """As `init_weights`; and a block starts as the identity (the original's `_init_respostnorm`)."""
+        init_weights(module)
+        if isinstance(module, Block):
+            for norm in (module.norm1, module.norm2):
+                nn.init.zeros_(norm.weight)
+                nn.init.zeros_(norm.bias)
 
 
 def log_spaced_offsets(window: Size, pretrained: Size) -> Float[Tensor, "_ _ 2"]:
@@ -168,26 +164,6 @@ class Block(nn.Module):
         x = x + self.drop_path(self.norm1(self.attn(x)))
         x = x + self.drop_path(self.norm2(self.mlp(x)))
         return x if self.norm3 is None else self.norm3(x)
-
-
-def _stage(config: SwinV2Config, number: int, rates: list[float]) -> Stage:
-    """Blocks with windows unshifted and shifted in turn, and a merge unless it is the last stage."""
-    keep, every = config.small_maps == "pad_shift", config.extra_norm_every
-    cuts = windowings(config.windows[number], len(rates), shifted=config.shifted, keep_shift=keep)
-    blocks = [
-        Block(config, number, cut, drop_path=rate, extra_norm=every > 0 and count % every == 0)
-        for count, (cut, rate) in enumerate(zip(cuts, rates, strict=True), start=1)
-    ]
-    last = number == len(config.depths) - 1
-    return Stage(blocks, None if last else PatchMerge(config.channels[number], norm_last=True))
-
-
-def _silence(module: nn.Module) -> None:
-    """For `nn.Module.apply`: a block starts as the identity (the original's `_init_respostnorm`)."""
-    if isinstance(module, Block):
-        for norm in (module.norm1, module.norm2):
-            nn.init.zeros_(norm.weight)
-            nn.init.zeros_(norm.bias)
 
 
 _TINY: dict[str, Any] = {"dim": 96, "depths": (2, 2, 6, 2), "num_heads": (3, 6, 12, 24), "drop_path": 0.2}

@@ -12,8 +12,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from swindow.backbones.windowed import Stage, check_rates, valid_stages
-from swindow.errors import ConfigError, ShapeError
+from swindow.backbones.geometry import check_channels, check_rates, valid_stages
+from swindow.backbones.windowed import Stage
+from swindow.errors import ConfigError
 from swindow.layers import DropPath, Linear, Mlp, drop_path_rates, init_weights
 from swindow.ops import reference
 from swindow.ops.attention import Backend, window_attention
@@ -235,11 +236,7 @@ class ViT(nn.Module):
         Raises:
             ShapeError: another number of channels than the model's.
         """
-        if images.shape[1] != self.in_channels:
-            raise ShapeError(
-                f"images have {images.shape[1]} channels and the model takes {self.in_channels}; "
-                "convert them, or build the model with in_channels"
-            )
+        check_channels(images, self.in_channels)
         patches = self.patch_embed(images)
         grid = (patches.shape[1], patches.shape[2])
         learned = [x for x in (self.class_token, self.distillation_token) if x is not None]

@@ -4,8 +4,8 @@ A family hands in its blocks and merges; nothing here knows which one it is.
 """
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Literal, cast
+from collections.abc import Iterable, Iterator
+from typing import Any, ClassVar, TypeVar, cast
 
 import torch
 from jaxtyping import Float
@@ -13,67 +13,24 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from swindow.errors import ConfigError, ShapeError
-from swindow.layers import Linear, PatchEmbed
+from swindow.backbones.geometry import (
+    Sides,
+    SmallMaps,
+    Windowing,
+    check_channels,
+    check_pyramid,
+    check_rates,
+    grids_of_stages,
+    valid_stages,
+    windowings,
+    windows_of_stages,
+)
+from swindow.errors import ConfigError
+from swindow.layers import Linear, PatchEmbed, drop_path_rates, init_weights
 from swindow.ops import reference
 from swindow.ops.attention import Backend, window_attention
-from swindow.ops.windows import Size, count, pad_to_windows, relative_position_index
+from swindow.ops.windows import Size, pad_to_windows, relative_position_index
 from swindow.shapes import Images, Pyramid, Tokens
-
-SmallMaps = Literal["shrink", "pad", "pad_shift"]
-Sides = int | tuple[int | tuple[int, int], ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Windowing:
-    """How a block cuts maps of any size: height and width of its windows in tokens, and how far they are shifted."""
-
-    window: Size
-    shift: Size = (0, 0)
-    keep_shift: bool = False
-    """Shift also along an axis that a single window covers."""
-
-    def shift_at(self, height: int, width: int) -> Size:
-        """The shift on a map of this size."""
-        if self.keep_shift:
-            return self.shift
-        return (self.shift[0] if height > self.window[0] else 0, self.shift[1] if width > self.window[1] else 0)
-
-
-def windows_of_stages(sides: Sides, grids: Sequence[Size] | None, stages: int) -> tuple[Size, ...]:
-    """The window of each stage: one side for all, or an entry a stage; no larger than the stage's grid, if given.
-
-    Raises:
-        ConfigError: another number of entries than stages, or a side below 1.
-    """
-    entries = (sides,) * stages if isinstance(sides, int) else sides
-    if len(entries) != stages:
-        raise ConfigError(
-            f"window {sides} names {len(entries)} stages of {stages}; give one side for all, or an entry per stage, "
-            "each a side or (height, width)"
-        )
-    pairs = [(side, side) if isinstance(side, int) else side for side in entries]
-    if any(len(pair) != 2 or min(pair) < 1 for pair in pairs):
-        raise ConfigError(f"window {sides}: every entry must be a side or (height, width) of at least 1")
-    if grids is None:
-        return tuple(pairs)
-    return tuple((min(window[0], grid[0]), min(window[1], grid[1])) for window, grid in zip(pairs, grids, strict=True))
-
-
-def grids_of_stages(image_size: int | Size, patch: int, stages: int) -> tuple[Size, ...]:
-    """Height and width in tokens of each stage's map for images of this size in pixels."""
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    grid, grids = (count(height, patch), count(width, patch)), []
-    for _ in range(stages):
-        grids.append(grid)
-        grid = (count(grid[0], 2), count(grid[1], 2))
-    return tuple(grids)
-
-
-def windowings(window: Size, depth: int, *, shifted: bool, keep_shift: bool) -> list[Windowing]:
-    """How the blocks of a stage cut their maps: every second one shifted by half a window (Swin, section 3.2)."""
-    half = (window[0] // 2, window[1] // 2) if shifted else (0, 0)
-    return [Windowing(window, half if index % 2 else (0, 0), keep_shift) for index in range(depth)]
 
 
 class RelativeBias(nn.Module):
@@ -189,16 +146,111 @@ class AbsolutePosition(nn.Module):
         return x + resampled[0].permute(1, 2, 0)
 
 
+Frame = TypeVar("Frame", bound="WindowedBackbone")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WindowedConfig:
+    """The shape that the windowed families share; a family adds its own fields and says what a stage is made of."""
+
+    kind: ClassVar[str]
+
+    dim: int
+    """Channels of the first stage; each later stage has twice as many."""
+    depths: tuple[int, ...]
+    """Blocks per stage; odd blocks of a stage shift their windows."""
+    num_heads: tuple[int, ...]
+    """Attention heads per stage, or groups of channels with spatial weights of their own."""
+    window: Sides = 7
+    """Side of the windows in tokens; or one entry per stage, each a side or (height, width)."""
+    patch: int = 4
+    """Side of the image patches that become tokens, in pixels."""
+    image_size: int | tuple[int, int] = 224
+    """Pixels that the model is made for, side or (height, width): what `absolute_position` and ``shrink`` go by."""
+    small_maps: SmallMaps = "pad"
+    """Windows on maps no larger than they: ``pad`` the map and do not shift (torchvision); ``pad_shift`` all the same
+    (the detection and segmentation forks); ``shrink`` them to the map of `image_size` when built (the original)."""
+    shifted: bool = True
+    """Shift every second block's windows; False is the paper's ablation (Swin, table 4)."""
+    absolute_position: bool = False
+    """Add a learned embedding of each place to the patches (``ape``; Swin, section 4.4)."""
+    mlp_ratio: float = 4.0
+    """Hidden channels of a block's MLP per channel of the block."""
+    drop_path: float = 0.1
+    """Stochastic depth of the last block; grows linearly from 0 at the first."""
+    dropout: float = 0.0
+    """Dropout after the patches, after projections and in the MLP."""
+
+    def __post_init__(self) -> None:
+        check_pyramid(self.dim, self.depths, self.num_heads, self.patch)
+        check_rates(self.drop_path, self.dropout)
+        if self.mlp_ratio * self.dim < 1:
+            raise ConfigError(
+                f"mlp_ratio is {self.mlp_ratio}; the MLP needs at least 1 hidden channel for dim {self.dim}"
+            )
+        if min(self.image_size if isinstance(self.image_size, tuple) else (self.image_size,)) < 1:
+            raise ConfigError(f"image_size is {self.image_size}; it must be at least 1 pixel")
+        _ = self.windows
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Channels per stage."""
+        return tuple(self.dim * 2**stage for stage in range(len(self.depths)))
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Pixels per token side, per stage."""
+        return tuple(self.patch * 2**stage for stage in range(len(self.depths)))
+
+    @property
+    def grids(self) -> tuple[Size, ...]:
+        """Height and width of each stage's map at `image_size`, in tokens."""
+        return grids_of_stages(self.image_size, self.patch, len(self.depths))
+
+    @property
+    def windows(self) -> tuple[Size, ...]:
+        """Height and width of the windows per stage, as built."""
+        return windows_of_stages(self.window, self.grids if self.small_maps == "shrink" else None, len(self.depths))
+
+    def windowings(self, stage: int) -> list[Windowing]:
+        """How the blocks of a stage cut their maps."""
+        keep = self.small_maps == "pad_shift"
+        return windowings(self.windows[stage], self.depths[stage], shifted=self.shifted, keep_shift=keep)
+
+    def stage(self, number: int, rates: list[float]) -> Stage:
+        """A stage's blocks, each with its rate of stochastic depth, and its merge unless it is the last."""
+        raise NotImplementedError  # every family has its own
+
+    def initialise(self, module: nn.Module) -> None:
+        """For `nn.Module.apply`: what fresh parameters are."""
+        init_weights(module)
+
+    def build(self, *, in_channels: int, out_stages: tuple[int, ...]) -> "WindowedBackbone":
+        """The backbone that this describes, freshly initialised."""
+        return self.assemble(WindowedBackbone, in_channels, out_stages)
+
+    def assemble(self, frame: type[Frame], in_channels: int, out_stages: tuple[int, ...]) -> Frame:
+        """The stages in a frame."""
+        rates = drop_path_rates(self.drop_path, self.depths)
+        body = frame(
+            self,
+            [self.stage(number, rates[number]) for number in range(len(self.depths))],
+            in_channels=in_channels,
+            out_stages=out_stages,
+            absolute_position=AbsolutePosition(self.grids[0], self.dim) if self.absolute_position else None,
+        )
+        return body.apply(self.initialise)
+
+
 class WindowedBackbone(nn.Module):
     """Image to pyramid: one ``B H W C`` map for each of `out_stages`, finest first, each through a norm of its own.
 
     A classifier asks for the last stage only, whose norm is the paper's final norm. Height and width are free.
-    `config` is the family's, with `dim`, `patch`, `dropout`, `channels` and `strides`.
     """
 
     def __init__(
         self,
-        config: Any,
+        config: WindowedConfig,
         stages: Iterable[Stage],
         *,
         in_channels: int,
@@ -236,11 +288,7 @@ class WindowedBackbone(nn.Module):
         Raises:
             ShapeError: another number of channels than the model's.
         """
-        if images.shape[1] != self.in_channels:
-            raise ShapeError(
-                f"images have {images.shape[1]} channels and the model takes {self.in_channels}; "
-                "convert them, or build the model with in_channels"
-            )
+        check_channels(images, self.in_channels)
         x = self.patch_embed(images)
         return self.dropout(x if self.absolute_position is None else self.absolute_position(x))
 
@@ -257,39 +305,3 @@ class WindowedBackbone(nn.Module):
         """In training, keep only the blocks' inputs and compute the rest again in the backward pass."""
         for stage in self.each_stage():
             stage.checkpointing = enabled
-
-
-def check_pyramid(dim: int, depths: tuple[int, ...], num_heads: tuple[int, ...], patch: int) -> None:
-    """Whether these numbers can be a pyramid of attention stages.
-
-    Raises:
-        ConfigError: they cannot; the message says why.
-    """
-    if len(depths) != len(num_heads) or not depths:
-        raise ConfigError(f"depths {depths} and num_heads {num_heads} must name the same stages; give each one number")
-    if min(dim, patch, *depths, *num_heads) < 1:
-        raise ConfigError("dim, patch and every entry of depths and num_heads must be at least 1")
-    for stage, heads in enumerate(num_heads):
-        if dim * 2**stage % heads:
-            raise ConfigError(f"{dim * 2**stage} channels cannot be split over {heads} heads; change dim or num_heads")
-
-
-def check_rates(drop_path: float, dropout: float) -> None:
-    """Whether both are shares of what is dropped.
-
-    Raises:
-        ConfigError: one is not in [0, 1).
-    """
-    if not (0 <= drop_path < 1 and 0 <= dropout < 1):
-        raise ConfigError(f"drop_path {drop_path} and dropout {dropout} must lie in [0, 1)")
-
-
-def valid_stages(stages: tuple[int, ...], number: int) -> tuple[int, ...]:
-    """`stages` as they are.
-
-    Raises:
-        ConfigError: they are not ascending numbers of the `number` stages that there are.
-    """
-    if not stages or list(stages) != sorted(set(stages)) or stages[0] < 0 or stages[-1] >= number:
-        raise ConfigError(f"out_stages {tuple(stages)} must be ascending stage numbers from 0 to {number - 1}")
-    return tuple(stages)

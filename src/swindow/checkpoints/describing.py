@@ -119,8 +119,16 @@ def _swin_v2(reading: Reading, form: Format, evidence: Evidence) -> SwinV2Config
         image_size=image_size,
         small_maps="shrink" if form.small_maps == "shrink" else form.small_maps,
         absolute_position="backbone.absolute_position.table" in state,
+        qkv_bias="backbone.stages.0.blocks.0.attn.qkv.q_bias" in state,
+        extra_norm_every=_extra_norm_every(state),
         drop_path=evidence.known.get("drop_path", 0.1),
     )
+
+
+def _extra_norm_every(state: State) -> int:
+    """After how many blocks the first extra norm comes; 0 if there is none."""
+    found = [re.match(r"backbone\.stages\.\d+\.blocks\.(\d+)\.norm3\.", name) for name in state]
+    return min((int(match[1]) + 1 for match in found if match), default=0)
 
 
 def _swin_mlp(reading: Reading, form: Format, evidence: Evidence) -> SwinMlpConfig:

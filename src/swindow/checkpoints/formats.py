@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from swindow.backbones.windowed import SmallMaps, Windowing, grids_of_stages
+from swindow.backbones.geometry import SmallMaps, Windowing, grids_of_stages
 from swindow.checkpoints.names import (
     DENSE,
     HUGGINGFACE,
@@ -256,6 +256,7 @@ FORMATS = (
         table=HUGGINGFACE,
         rules=(SeparateProjections(), ScaleColumns(), FlatPositions(), LastNorm()),
         marks=(r"(swin\.|swinv2\.)?encoder\.layers\.0\.blocks\.0\.layernorm_before\.weight",),
+        small_maps="shrink",
         inner=lambda config: {"swin": "swin.", "swin_v2": "swinv2."}[config.kind],
         one_window=True,
     ),

@@ -111,7 +111,9 @@ def open_weights(path: str | Path, *, prefer_ema: bool = False, **fields: Any) -
     if _is_published(path):
         file, entry = resolve(str(path))
         facts = Facts(fields=entry.fields, preprocess=entry.preprocess, classes=entry.class_names)
-        return _theirs(read_container(file, prefer_ema=prefer_ema), fields, facts)
+        opened = _theirs(read_container(file, prefer_ema=prefer_ema), fields, facts)
+        model = dataclasses.replace(opened.card.model, name=entry.variant)  # a DeiT has the shape of a ViT
+        return dataclasses.replace(opened, card=dataclasses.replace(opened.card, model=model))
     container = read_container(path, prefer_ema=prefer_ema)
     return _theirs(container, fields, facts_of(container.config, container.preprocessor))
 

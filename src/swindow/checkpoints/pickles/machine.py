@@ -4,11 +4,12 @@ It builds containers, numbers and strings. Where the program would import, call 
 a short table, it puts an inert placeholder, and whatever the program then does to that has no effect.
 """
 
+import io
 import pickletools
 import struct
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO
+from typing import Any
 
 STEPS = 1_000_000  # instructions of one file; 400 tensors and their optimiser's state take 60,000
 NAME_LENGTH = 512
@@ -47,7 +48,7 @@ class Machine:
     memo: dict[int, Any] = field(default_factory=dict)
     steps: int = 0
 
-    def run(self, stream: BinaryIO) -> Any:
+    def run(self, stream: io.BytesIO) -> Any:
         """The object that the pickle at the stream's position describes; the stream is left behind it.
 
         Raises:
