@@ -243,7 +243,7 @@ def test_fine_tuning_takes_the_body_and_leaves_a_head_of_other_classes(config, t
 
 def test_weights_of_another_shape_are_refused(config, tmp_path):
     run(config, max_steps=1)
-    with pytest.raises(CheckpointError, match="does not fit this swin_nano: .*fc1"):
+    with pytest.raises(CheckpointError, match=r"does not fit this swin_nano: .*fc1"):
         run(config, out=str(tmp_path / "other"), weights=str(tmp_path / "run"), fields={**FIELDS, "mlp_ratio": 3.0})
 
 
