@@ -174,6 +174,12 @@ def test_published_counts_of_the_other_families(name: str) -> None:
     assert macs is None or round(counts.macs / 1e9, 3) == macs
 
 
+def test_a_vit_s_stages_lie_on_the_grid_of_its_patches() -> None:
+    parts = count(on_meta("deit_tiny_distilled"), (224, 160)).parts
+    assert [part.grid for part in parts] == [(14, 10)] * 6
+    assert [part.heads for part in parts[1:5]] == [3] * 4
+
+
 def test_counting_neither_runs_nor_changes_the_model(tiny: Tiny) -> None:
     model = tiny()
     model.forward = None  # type: ignore[assignment, method-assign]

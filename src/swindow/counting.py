@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from swindow.backbones import ViT
 from swindow.backbones.windowed import WindowAttention, WindowedBackbone
 from swindow.layers import PatchMerge
 from swindow.model import Model, use_backend
@@ -102,7 +103,10 @@ def count(model: Model, size: int | Size) -> Counts:
     ledger = _Ledger()
     with _watching(twin, ledger), torch.no_grad(), ledger:
         twin(images)
-    return Counts(size=size, parts=ledger.parts())
+    parts = ledger.parts()
+    if isinstance(twin.backbone, ViT):  # whose sequences are maps of one row: say where their patches lie
+        parts = tuple(dataclasses.replace(part, grid=parts[0].grid) for part in parts)
+    return Counts(size=size, parts=parts)
 
 
 def stage_table(counts: Counts) -> str:

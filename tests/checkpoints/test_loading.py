@@ -93,6 +93,16 @@ def test_timm_s_config_tells_pixels_and_window(tmp_path: Path) -> None:
     assert found.classes == ("a", "b", "c")
 
 
+def test_norms_that_we_do_not_have_are_refused(model: Model, tmp_path: Path) -> None:
+    folder = convert(save(model, tmp_path / "own"), tmp_path / "theirs", to="huggingface")
+    weights = safetensors.torch.load_file(folder / "model.safetensors")
+    safetensors.torch.save_file(weights, folder / "model.safetensors")
+    about = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(about | {"layer_norm_eps": 1e-6}))
+    with pytest.raises(ConfigError, match="layer_norm_eps is 1e-06"):
+        load(folder)
+
+
 def test_another_window_resamples_the_tables(model: Model, bare: Path) -> None:
     said: list[str] = []
     found = load(bare, window=6, say=said.append)

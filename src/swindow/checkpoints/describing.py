@@ -77,6 +77,7 @@ def _in_channels(state: State) -> int:
 
 def _swin(reading: Reading, form: Format, evidence: Evidence) -> SwinConfig:
     state = reading.state
+    _check_eps(evidence)
     tables = [state.get(f"backbone.stages.{i}.blocks.0.attn.position_bias.table") for i in range(len(_depths(state)))]
     windows, heads = _common(state), tuple(0 if table is None else table.shape[1] for table in tables)
     biased = tables[0] is not None
@@ -101,6 +102,7 @@ def _swin(reading: Reading, form: Format, evidence: Evidence) -> SwinConfig:
 
 def _swin_v2(reading: Reading, form: Format, evidence: Evidence) -> SwinV2Config:
     state = reading.state
+    _check_eps(evidence)
     depths = _depths(state)
     scales = [state[f"backbone.stages.{i}.blocks.0.attn.logit_scale.log"] for i in range(len(depths))]
     stored = [_stored_window(reading, stage) for stage in range(len(depths))]
@@ -123,6 +125,13 @@ def _swin_v2(reading: Reading, form: Format, evidence: Evidence) -> SwinV2Config
         extra_norm_every=_extra_norm_every(state),
         drop_path=evidence.known.get("drop_path", 0.1),
     )
+
+
+def _check_eps(evidence: Evidence) -> None:
+    """Refuse norms that add something else to the variance than every published Swin."""
+    eps = evidence.known.get("norm_eps", 1e-5)
+    if eps != 1e-5:
+        raise ConfigError(f"layer_norm_eps is {eps}; a Swin's norms have 1e-5 here, so its outputs would differ")
 
 
 def _extra_norm_every(state: State) -> int:

@@ -153,7 +153,9 @@ def _found_out(
     reading: Reading, form: Format, container: Container, fields: Mapping[str, Any], facts: Facts
 ) -> tuple[Card, list[str]]:
     """Which model the tensors are of, by all evidence, and what had to be assumed."""
-    evidence = Evidence(said=dict(fields), known=dict(facts.fields), stem=container.path.stem)
+    file = container.path
+    stem = file.parent.name if file.stem.startswith(("model", "pytorch_model")) else file.stem  # in a folder of its own
+    evidence = Evidence(said=dict(fields), known=dict(facts.fields), stem=stem)
     config = describe(reading, form, evidence)
     preprocess = facts.preprocess
     if preprocess is None:
