@@ -258,8 +258,8 @@ def info_command(words: list[str]) -> int:
     height, width = counts.size
     print(
         f"{asked.name}: {counts.parameters:,} parameters; for one {height}x{width} image "
-        f"{counts.macs / 1e9:.3f} G multiply-accumulates (as the papers count, with norms; "
-        f"{counts.product_macs / 1e9:.3f} without) and {counts.activations / 1e6:.2f} M activations\n"
+        f"{counts.macs / 1e9:.3f} G multiply-accumulates (as its paper counts; "
+        f"{counts.product_macs / 1e9:.3f} as torchvision does, products alone) and {counts.activations / 1e6:.2f} M activations\n"
     )
     print(stage_table(counts))
     return 0
