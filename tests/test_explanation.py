@@ -302,3 +302,9 @@ def test_what_has_no_window_attention_is_refused() -> None:
     model = ready(build("vit_tiny", num_classes=3, dim=24, depths=(1, 1), image_size=32), size=(32, 32))
     with pytest.raises(ConfigError, match="vit_tiny has no window attention to explain"):
         explain(model, noise(32, 32))
+
+
+def test_a_mixture_of_experts_is_explained_like_the_swin_that_it_is() -> None:
+    fields = {"dim": 16, "depths": (2,), "num_heads": (2,), "window": 4, "patch": 4, "image_size": 32}
+    model = ready(build("swin_moe_small_e8", num_classes=3, routed=((1,),), experts=2, **fields), size=(32, 32))
+    assert explain(model, noise(32, 32)).target

@@ -115,6 +115,11 @@ def test_checkpointing_changes_nothing(config, tmp_path):
     assert contents(tmp_path / "thrifty" / "last") == contents(tmp_path / "plain" / "last")
 
 
+def test_a_model_without_stochastic_depth_trains(config, tmp_path):
+    run(config, model="resnet_18", fields={"depths": (1, 1), "width": 8}, max_steps=2, size=32)
+    assert (tmp_path / "run" / "last").is_dir()
+
+
 def test_another_seed_changes_everything(config, tmp_path):
     run(config, out=str(tmp_path / "a"), max_steps=1)
     run(config, out=str(tmp_path / "b"), max_steps=1, seed=1)

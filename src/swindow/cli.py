@@ -244,7 +244,7 @@ def info_command(words: list[str]) -> int:
         """Parameters, multiply-accumulates, activations and the stage table of a model."""
 
         name: Annotated[str, tyro.conf.Positional]
-        """A model's name, a run folder or a checkpoint."""
+        """A model's name, a run folder, anyone's weights or a published name."""
         size: tuple[int, ...] = ()
         """Height and width, or one number for a square; the run's own, or 224, by default."""
         classes: int = 1000
@@ -259,7 +259,8 @@ def info_command(words: list[str]) -> int:
     print(
         f"{asked.name}: {counts.parameters:,} parameters; for one {height}x{width} image "
         f"{counts.macs / 1e9:.3f} G multiply-accumulates (as its paper counts; "
-        f"{counts.product_macs / 1e9:.3f} as torchvision does, products alone) and {counts.activations / 1e6:.2f} M activations\n"
+        f"{counts.product_macs / 1e9:.3f} as torchvision does, products alone) "
+        f"and {counts.activations / 1e6:.2f} M activations\n"
     )
     print(stage_table(counts))
     return 0
@@ -379,7 +380,7 @@ def _model_to_count(name: str, classes: int, channels: int) -> "Model":
     from swindow.checkpoints import load
     from swindow.model import build, models
 
-    if name not in models() and Path(name).exists():
+    if name not in models() and (Path(name).exists() or "." in name or "/" in name):  # a path or a published name
         return load(name)
     with torch.device("meta"):
         return build(name, num_classes=classes, in_channels=channels)

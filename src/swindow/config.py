@@ -50,6 +50,29 @@ def merge(config: Config, partial: Mapping[str, Any]) -> Config:
     return from_dict(type(config), _merged(to_dict(config), partial))
 
 
+def typed(cls: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values for some fields of a dataclass, each of its field's type, lists made tuples.
+
+    Raises:
+        UnknownName: no such field.
+        ConfigError: a value of another type.
+    """
+    types = {field.name: field.type for field in dataclasses.fields(cls)}
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if name not in types:
+            raise UnknownName("field", name, types)
+        try:
+            found[name] = value if dataclasses.is_dataclass(value) else _converter().structure(value, types[name])
+        except Exception as error:  # whatever cattrs raises, the value is of another type
+            raise ConfigError(f"{name} is {value!r}, which is not {_name(types[name])}") from error
+    return found
+
+
+def _name(kind: Any) -> str:
+    return kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind).replace("typing.", "")
+
+
 def dumps(config: Any) -> str:
     """A dataclass tree as TOML text."""
     import tomli_w

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from swindow.backbones import VARIANTS
 from swindow.checkpoints import load, load_weights, open_weights
 from swindow.data import DataSource, Images, duplicates_across, open_data, split_changes, split_record
 from swindow.data.augment import build_augment
@@ -276,7 +277,9 @@ def _warn(source: DataSource, progress: Progress) -> None:
 
 def _new_model(config: TrainConfig, source: DataSource, progress: Progress) -> tuple[Model, Preprocess]:
     """The model to train, from scratch or from `config.weights`, and how images become its input."""
-    fields: dict[str, Any] = {"drop_path": config.drop_path, "label_smoothing": config.label_smoothing, **config.fields}
+    fields: dict[str, Any] = {"label_smoothing": config.label_smoothing, **config.fields}
+    if hasattr(VARIANTS.get(config.model), "drop_path"):  # ResNets have none
+        fields = {"drop_path": config.drop_path} | fields
     model = build(config.model, num_classes=len(source.classes), in_channels=config.channels, **fields)
     mean, std = PIXELS[config.channels]
     preprocess = Preprocess(

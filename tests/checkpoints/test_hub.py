@@ -2,7 +2,10 @@
 
 import dataclasses
 import hashlib
+import os
 import re
+import subprocess
+import sys
 import urllib.error
 from pathlib import Path
 from types import SimpleNamespace
@@ -176,6 +179,21 @@ def test_offline_without_the_file_says_what_to_do(hub: Hub) -> None:
         f"download it on another machine, then use swindow.load(path) or copy that machine's cache into {hub.cache}"
     )
     assert not list(hub.cache.rglob("*.safetensors"))
+
+
+def test_a_fresh_process_finds_all_of_the_client_that_it_needs(tmp_path: Path) -> None:
+    """Here transformers and this module have imported parts of it that a user's process has not."""
+    lines = f"""
+from swindow.checkpoints.hub import resolve
+from swindow.errors import CheckpointError
+try:
+    resolve({NAME!r}, cache_dir={str(tmp_path)!r})
+except CheckpointError as error:
+    print(error)
+"""
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", lines], env=environment, capture_output=True, text=True, check=True)
+    assert "offline mode is on" in done.stdout
 
 
 def test_a_damaged_file_is_refused(hub: Hub) -> None:

@@ -1,6 +1,7 @@
 """From a file to a model: what is found out, what is assumed and said, what is made to fit, what is refused."""
 
 import copy
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import swindow
+from swindow.backbones.resnet import ResNetConfig
 from swindow.backbones.swin_v2 import log_spaced_offsets
 from swindow.checkpoints import AssumedWarning, convert, load, load_weights, save
 from swindow.errors import CheckpointError, ConfigError, UnknownName
@@ -143,6 +145,60 @@ def test_load_weights_fits_channels_windows_places_and_classes(model: Model, tmp
     assert report.problems == []
 
 
+@pytest.mark.parametrize("distilled", [False, True])
+def test_a_vit_s_positions_fit_another_grid_and_its_kernel_other_channels(distilled: bool, tmp_path: Path) -> None:
+    fields: dict[str, Any] = {"dim": 12, "depths": (1, 1), "num_heads": 2}
+    name = "deit_tiny_distilled" if distilled else "vit_tiny"
+    source = build(name, num_classes=5, image_size=48, **fields)
+    scramble(source)
+    path = save(source, tmp_path / "own")
+    other = build(name, num_classes=5, in_channels=1, image_size=(32, 80), **fields)
+    report = load_weights(other, path, say=None)
+    assert torch.equal(other.backbone.position_embedding, source.backbone.position_at((2, 5)))
+    kernel = source.backbone.patch_embed.proj.weight.sum(1, keepdim=True)
+    assert torch.equal(other.backbone.patch_embed.proj.weight, kernel)
+    assert len(report.resized) == 2
+    images = torch.randn(1, 3, 64, 64)
+    assert torch.equal(load(path, image_size=64)(images), source.eval()(images))  # as the forward resamples
+
+
+@pytest.mark.parametrize("form", ["timm", "huggingface", "torchvision"])
+def test_a_vit_s_stages_are_grouped_again(form: str, tmp_path: Path) -> None:
+    source = build("vit_tiny", num_classes=5, dim=12, depths=(1, 2), num_heads=2, image_size=32)
+    scramble(source)
+    path = save(source, tmp_path / "own")
+    assert equal(load(convert(path, tmp_path / "x.safetensors", to=form)).state_dict(), source.state_dict())
+    other = build("vit_tiny", num_classes=5, dim=12, depths=(1, 2), num_heads=2, image_size=32)
+    load_weights(other, convert(path, tmp_path / "x.pth", to=form), say=None)
+    assert equal(other.state_dict(), source.state_dict())
+
+
+def test_a_hybrid_s_stem_fits_other_channels_and_the_patches_of_its_trunk_nothing_else(tmp_path: Path) -> None:
+    trunk = ResNetConfig(depths=(1, 1), width=64, norm="group")
+    fields: dict[str, Any] = {"dim": 12, "depths": (1,), "num_heads": 2, "image_size": 32}
+    source = build("hybrid_small_r26_32", num_classes=2, trunk=trunk, **fields)
+    path = save(source, tmp_path / "own")
+    other = build("hybrid_small_r26_32", num_classes=2, in_channels=1, trunk=trunk, **fields)
+    assert len(load_weights(other, path, say=None).resized) == 1
+    wide = build("hybrid_small_r26_32", num_classes=2, trunk=dataclasses.replace(trunk, width=128), **fields)
+    with pytest.raises(CheckpointError, match=r"backbone\.patch_embed\.proj\.weight is "):
+        load_weights(wide, path, say=None)
+
+
+def test_another_image_size_is_the_pixels_size_too(tmp_path: Path) -> None:
+    model = build("swin_nano", num_classes=2)
+    model.preprocess = Preprocess(size=(32, 32), mean=(0.5,) * 3, std=(0.5,) * 3)
+    path = save(model, tmp_path / "own")
+    assert load(path, window=4).preprocess == model.preprocess
+    assert load(path, image_size=64).preprocess == dataclasses.replace(model.preprocess, size=(64, 64))
+
+
+@pytest.mark.parametrize("field", ["num_classes", "in_channels"])
+def test_load_says_where_other_classes_and_channels_are_asked_for(field: str, bare: Path) -> None:
+    with pytest.raises(ConfigError, match=rf"swindow\.load_weights\(swindow\.build\(…, {field}=1\), path, head="):
+        load(bare, image_size=32, **{field: 1})
+
+
 def test_a_dense_backbone_takes_a_classifier_s_weights_and_says_which_norms_are_its_own(
     model: Model, bare: Path
 ) -> None:
@@ -248,6 +304,37 @@ def test_non_square_windows_need_a_word(tmp_path: Path) -> None:
         load(bare)
     found = load(bare, window=((2, 4), (2, 4)), image_size=32, say=lambda _: None)
     assert equal(found.state_dict(), model.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "form"),
+    [
+        ("swin_tiny", {"shifted": False}, "timm"),  # in a file it would be a model that shifts
+        ("swin_tiny", {"relative_bias": False}, "huggingface"),
+        ("swin_tiny", {"absolute_position": True}, "timm"),
+        ("swin_tiny", {"qkv_bias": False}, "torchvision"),
+        ("swin_v2_tiny_w8", {"extra_norm_every": 2}, "timm"),
+        ("vit_tiny", {"class_token": False, "pool": "mean"}, "torchvision"),
+        ("vit_tiny", {"pool": "mean"}, "huggingface"),
+    ],
+)
+def test_what_a_class_has_no_choice_in_is_refused(name: str, field: dict[str, Any], form: str, tmp_path: Path) -> None:
+    shape = TINY if name.startswith("swin") else {"dim": 12, "depths": (1,), "num_heads": 2, "image_size": 32}
+    path = save(build(name, num_classes=5, **shape, **field), tmp_path / "own")
+    key, value = next(iter(field.items()))
+    with pytest.raises(CheckpointError, match=rf"{form} has {key} .*; this model has {value!r}; choose another format"):
+        convert(path, tmp_path / "x.pth", to=form)
+
+
+@pytest.mark.parametrize("form", ["microsoft_dense", "microsoft_simmim"])
+def test_a_backbone_alone_says_that_the_head_stays_behind_and_loads(model: Model, form: str, tmp_path: Path) -> None:
+    model.classes = ("ant", "bee", "cat", "dog", "eel")
+    said: list[str] = []
+    there = convert(save(model, tmp_path / "own"), tmp_path / "x.safetensors", to=form, say=said.append)
+    assert said[-1].strip() == f"{form} holds a backbone alone: the head stays behind"
+    found = load(there)
+    assert (found.config.head.num_classes, found.classes) == (0, None)
+    assert equal(found.backbone.state_dict(), model.backbone.state_dict())
 
 
 def test_one_window_is_all_that_some_formats_have(tmp_path: Path) -> None:

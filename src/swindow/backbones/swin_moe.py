@@ -177,6 +177,8 @@ class NetworkBias(LogSpacedBias):
 class Block(nn.Module):
     """Swin's block, whose MLP may be one of experts."""
 
+    norm_first: ClassVar[bool] = True
+
     def __init__(
         self, config: SwinMoeConfig, stage: int, windowing: Windowing, *, drop_path: float, routed: bool
     ) -> None:

@@ -4,19 +4,19 @@ Blocks see a sequence of tokens, learned ones before those of the patches, held 
 """
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from typing import Any, ClassVar, Literal, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from swindow.backbones.geometry import check_channels, check_rates, valid_stages
 from swindow.backbones.windowed import Stage
 from swindow.errors import ConfigError
 from swindow.layers import DropPath, Linear, Mlp, drop_path_rates, init_weights
-from swindow.ops import reference
+from swindow.ops import reference, resample
 from swindow.ops.attention import Backend, window_attention
 from swindow.ops.windows import Size, count, pad_to_windows
 from swindow.shapes import Images, Pyramid, Tokens
@@ -66,11 +66,13 @@ class ViTConfig:
             raise ConfigError(
                 f"{self.dim} channels cannot be split over {self.num_heads} heads; change dim or num_heads"
             )
-        if self.mlp_ratio * self.dim < 1:
+        if not 1 <= self.mlp_ratio * self.dim < math.inf:
             raise ConfigError(
                 f"mlp_ratio is {self.mlp_ratio}; the MLP needs at least 1 hidden channel for dim {self.dim}"
             )
         check_rates(self.drop_path, self.dropout)
+        if not 0 < self.norm_eps < math.inf:
+            raise ConfigError(f"norm_eps is {self.norm_eps}; give a number above 0")
         if self.pool in ("token", "tokens") and not self.class_token:
             raise ConfigError(f"pool {self.pool!r} reads the class token; set class_token, or pool='mean'")
         if self.distillation_token and not self.class_token:
@@ -245,14 +247,8 @@ class ViT(nn.Module):
 
     def position_at(self, grid: Size) -> Float[Tensor, "1 T C"]:
         """The position embedding for a grid of patches: bicubically resampled, except that of the learned tokens."""
-        if grid == self.config.grid:
-            return self.position_embedding
-        prefix = self.position_embedding[:, : self.config.num_prefix]
-        patches = self.position_embedding[:, self.config.num_prefix :]
-        image = patches.unflatten(1, self.config.grid).permute(0, 3, 1, 2)
-        # In fp32 whatever the model's dtype: halves have no such kernel, and the published numbers are fp32's.
-        image = F.interpolate(image.float(), size=grid, mode="bicubic", antialias=True).to(patches.dtype)
-        return torch.cat([prefix, image.flatten(2).transpose(1, 2)], dim=1)
+        config = self.config
+        return resample.sequence_table(self.position_embedding, config.grid, grid, prefix=config.num_prefix)
 
     def as_map(self, x: Sequence, grid: Size) -> Tokens:
         """The patches of a sequence on their grid."""

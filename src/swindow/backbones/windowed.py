@@ -4,6 +4,7 @@ A family hands in its blocks and merges; nothing here knows which one it is.
 """
 
 import dataclasses
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar, TypeVar, cast
 
@@ -184,7 +185,7 @@ class WindowedConfig:
     def __post_init__(self) -> None:
         check_pyramid(self.dim, self.depths, self.num_heads, self.patch)
         check_rates(self.drop_path, self.dropout)
-        if self.mlp_ratio * self.dim < 1:
+        if not 1 <= self.mlp_ratio * self.dim < math.inf:
             raise ConfigError(
                 f"mlp_ratio is {self.mlp_ratio}; the MLP needs at least 1 hidden channel for dim {self.dim}"
             )

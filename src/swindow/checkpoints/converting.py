@@ -11,11 +11,11 @@ import torch
 
 from swindow.checkpoints.facts import huggingface_config, preprocessor_config
 from swindow.checkpoints.files import write_atomic
-from swindow.checkpoints.formats import Format, format_named
+from swindow.checkpoints.formats import FORMATS, Format, format_named
 from swindow.checkpoints.loading import CARD, load
 from swindow.checkpoints.own import WEIGHTS, card_text, save
 from swindow.checkpoints.tables import State
-from swindow.errors import CheckpointError
+from swindow.errors import CheckpointError, UnknownName
 from swindow.model import Model
 
 PICKLED = (".pth", ".pt", ".bin")
@@ -39,9 +39,14 @@ def convert(
         CheckpointError: the source cannot be loaded, the format cannot express the model, the place cannot be written.
         UnknownName: no such format.
     """
+    names = sorted({entry.name for entry in FORMATS} | {"swindow"})
+    if to not in names:  # before a large file is read
+        raise UnknownName("format", to, names)
     model = load(source, prefer_ema=prefer_ema, say=say, **fields)
     if to == "swindow":
         return save(model, target)
+    if say is not None and format_named(to, model.config.backbone.kind).headless and model.config.head.num_classes:
+        say(f"  {to} holds a backbone alone: the head stays behind")
     return save_as(model, target, to)
 
 
@@ -71,7 +76,9 @@ def _write(state: State, target: Path, form: Format, model: Model) -> None:
         return
     # Tensors are copied, since a file of this kind refuses two names for one memory.
     separate = {name: tensor.clone().contiguous() for name, tensor in state.items()}
-    content = safetensors.torch.save(separate, metadata={"format": "pt", CARD: card_text(model)})
+    content = safetensors.torch.save(
+        separate, metadata={"format": "pt", CARD: card_text(model, headless=form.headless)}
+    )
     if target.suffix == ".safetensors":
         target.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(target, content)

@@ -7,9 +7,10 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, get_type_hints
 
 from swindow.backbones import VARIANTS, BackboneConfig
+from swindow.backbones.geometry import windows_of_stages
 from swindow.backbones.hybrid import HybridConfig
 from swindow.backbones.resnet import ResNetConfig
 from swindow.backbones.swin import SwinConfig
@@ -17,7 +18,9 @@ from swindow.backbones.swin_mlp import SwinMlpConfig
 from swindow.backbones.swin_v2 import SwinV2Config
 from swindow.backbones.vit import ViTConfig
 from swindow.checkpoints.formats import Format, Reading
+from swindow.checkpoints.rules import FlatPositions
 from swindow.checkpoints.tables import State
+from swindow.config import typed
 from swindow.errors import CheckpointError, ConfigError
 from swindow.heads import ClassifierConfig
 from swindow.model import ModelConfig
@@ -59,11 +62,24 @@ def describe(reading: Reading, form: Format, evidence: Evidence) -> ModelConfig:
         ConfigError: what was said contradicts the tensors.
     """
     state = reading.state
-    backbone = _KINDS[_kind(state)](reading, form, evidence)
+    make = _KINDS[_kind(state)]
+    cls = get_type_hints(make)["return"]
+    evidence = dataclasses.replace(evidence, said=_own(cls, evidence.said), known=_own(cls, evidence.known))
+    table = state.get(FlatPositions.name)
+    if table is not None and table.shape[0] > 1:  # on its grid, which tells the size
+        patch = _needed(state, "backbone.patch_embed.proj.weight").shape[2]
+        evidence.known["image_size"] = _simplest((table.shape[0] * patch, table.shape[1] * patch))
+    backbone = make(reading, form, evidence)
     weight = state.get("head.linear.weight")
     classes = 0 if weight is None else weight.shape[0]
     head = ClassifierConfig(num_classes=classes, pool=getattr(backbone, "pool", "mean"))
     return ModelConfig(name=_variant(backbone), in_channels=_in_channels(state), backbone=backbone, head=head)
+
+
+def _own(cls: type, fields: Fields) -> Fields:
+    """Those that are fields of this class, of the right types, and all others as they are."""
+    own = {field.name for field in dataclasses.fields(cls)}
+    return fields | typed(cls, {name: value for name, value in fields.items() if name in own})
 
 
 def _in_channels(state: State) -> int:
@@ -104,14 +120,14 @@ def _swin_v2(reading: Reading, form: Format, evidence: Evidence) -> SwinV2Config
     state = reading.state
     _check_eps(evidence)
     depths = _depths(state)
-    scales = [state[f"backbone.stages.{i}.blocks.0.attn.logit_scale.log"] for i in range(len(depths))]
+    scales = [_needed(state, f"backbone.stages.{i}.blocks.0.attn.logit_scale.log") for i in range(len(depths))]
     stored = [_stored_window(reading, stage) for stage in range(len(depths))]
     if all(stored) and "window" not in evidence.said:
         window: Any = tuple(stored)
     else:
         window = evidence.field("window", 8, "V2's tensors do not tell it")
-    sides = window if isinstance(window, tuple) else (window,) * len(depths)
-    image_size = evidence.field("image_size", 32 * max(sides) if max(sides) > 8 else 256, "the usual size for it")
+    side = max(max(pair) for pair in windows_of_stages(window, None, len(depths)))
+    image_size = evidence.field("image_size", 32 * side if side > 8 else 256, "the usual size for it")
     pretrained = evidence.field("pretrained_window", 0, "as if trained at its own window")
     return SwinV2Config(
         **_common(state),
@@ -176,7 +192,7 @@ def _hybrid(reading: Reading, form: Format, evidence: Evidence) -> HybridConfig:
 
 def _of_encoder(state: State, form: Format, evidence: Evidence, *, stride: int) -> Fields:
     """Fields of a ViT whose patches are cut from maps of this stride."""
-    kernel = next(x for name, x in state.items() if re.search(r"patch_embed\.(patches\.)?proj\.weight$", name))
+    kernel = _needed(state, "backbone.patch_embed.proj.weight")
     places, dim = _needed(state, "backbone.position_embedding").shape[1:]
     tokens = [name in state for name in ("backbone.class_token", "backbone.distillation_token")]
     side = math.isqrt(places - sum(tokens))
@@ -196,7 +212,7 @@ def _of_encoder(state: State, form: Format, evidence: Evidence, *, stride: int) 
         "distillation_token": tokens[1],
         "pool": pool,
         "qkv_bias": "backbone.stages.0.blocks.0.attn.qkv.bias" in state,
-        "mlp_ratio": _needed(state, "backbone.stages.0.blocks.0.mlp.fc1.weight").shape[0] / dim,
+        "mlp_ratio": _mlp_ratio(state),
         "norm_eps": evidence.field("norm_eps", usual, f"as all of {form.name}'s have"),
         "drop_path": evidence.known.get("drop_path", 0.0),
     }
@@ -225,13 +241,7 @@ def _kind(state: State) -> str:
 def _common(state: State) -> Fields:
     """Fields that windowed families share and that tensors tell."""
     kernel = _needed(state, "backbone.patch_embed.proj.weight")
-    hidden = _needed(state, "backbone.stages.0.blocks.0.mlp.fc1.weight").shape[0]
-    return {
-        "dim": kernel.shape[0],
-        "patch": kernel.shape[2],
-        "depths": _depths(state),
-        "mlp_ratio": hidden / kernel.shape[0],
-    }
+    return {"dim": kernel.shape[0], "patch": kernel.shape[2], "depths": _depths(state), "mlp_ratio": _mlp_ratio(state)}
 
 
 def _depths(state: State) -> tuple[int, ...]:
@@ -245,6 +255,15 @@ def _depths(state: State) -> tuple[int, ...]:
     if not found or sorted(found) != list(range(len(found))):
         raise CheckpointError(f"the file holds blocks of stages {sorted(found)}; whole stages are missing")
     return tuple(found[stage] for stage in range(len(found)))
+
+
+def _mlp_ratio(state: State) -> float:
+    """The least ratio that gives every stage its hidden channels, which are rounded down in each."""
+    stages = range(len(_depths(state)))
+    shapes = [_needed(state, f"backbone.stages.{stage}.blocks.0.mlp.fc1.weight").shape for stage in stages]
+    ratio = max(hidden / dim for hidden, dim in shapes)
+    # A quotient times its divisor can fall short of the dividend by the last bit.
+    return ratio if all(int(ratio * dim) >= hidden for hidden, dim in shapes) else math.nextafter(ratio, math.inf)
 
 
 def _needed(state: State, name: str) -> Any:
@@ -299,7 +318,16 @@ def _variant(config: BackboneConfig) -> str:
 
     def likeness(name: str) -> tuple[int, ...]:
         other = VARIANTS[name]
-        fields = ("dim", "depths", "num_heads", "window", "image_size", "pretrained_window")
+        fields = (
+            "dim",
+            "depths",
+            "num_heads",
+            "window",
+            "patch",
+            "distillation_token",
+            "image_size",
+            "pretrained_window",
+        )
         return (other.kind == config.kind, *(getattr(other, f, None) == getattr(config, f, None) for f in fields))
 
     return max(VARIANTS, key=likeness)

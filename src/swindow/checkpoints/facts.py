@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
+from swindow.config import from_dict, to_dict
 from swindow.errors import ConfigError
 from swindow.model import Model
 from swindow.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
@@ -24,13 +25,51 @@ class Facts:
     """Names of its classes."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Told:
+    """Fields that a config may tell, with their types: what is of another type is not believed but refused."""
+
+    image_size: int | tuple[int, int] | None = None
+    window: int | None = None
+    pretrained_window: tuple[int, ...] | None = None
+    num_heads: int | tuple[int, ...] | None = None
+    norm_eps: float | None = None
+    drop_path: float | None = None
+
+    def __post_init__(self) -> None:
+        sides = self.image_size if isinstance(self.image_size, tuple) else (self.image_size or 1,)
+        if not all(1 <= side <= MOST_PIXELS for side in sides):
+            raise ConfigError(f"image_size is {self.image_size}; sides of 1 to {MOST_PIXELS} pixels are read")
+        windows = (1 if self.window is None else self.window, *(self.pretrained_window or ()))
+        if not (windows[0] and all(0 <= side <= MOST_TOKENS for side in windows)):
+            raise ConfigError(f"windows are {windows}; sides of 1 to {MOST_TOKENS} tokens are read")
+
+
+MOST_PIXELS, MOST_TOKENS = 1 << 16, 64
+"""Above these a file asks for more memory than its weights are worth; published are 384 and 24."""
+
+
 def facts_of(config: Mapping[str, Any] | None, preprocessor: Mapping[str, Any] | None) -> Facts:
     """The facts in a Hugging Face ``config.json``, transformers' or timm's, and a ``preprocessor_config.json``.
 
     Raises:
-        ConfigError: a model of transformers whose activation is not the one that these models have.
+        ConfigError: values that cannot be, or an activation that is not the one that these models have.
     """
-    config = config or {}
+    try:
+        facts = _facts(config or {}, preprocessor)
+        preprocess = facts.preprocess and from_dict(Preprocess, to_dict(facts.preprocess))
+    except ConfigError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"the config beside the weights is not as transformers or timm write it ({what})") from error
+    told = from_dict(Told, facts.fields)
+    fields = {field.name: getattr(told, field.name) for field in dataclasses.fields(Told)}
+    kept = {name: value for name, value in fields.items() if value is not None}
+    return dataclasses.replace(facts, fields=kept, preprocess=preprocess)
+
+
+def _facts(config: Mapping[str, Any], preprocessor: Mapping[str, Any] | None) -> Facts:
     if "pretrained_cfg" in config or "architecture" in config:
         return _timm(config)
     if config.get("hidden_act", "gelu") != "gelu":
@@ -38,15 +77,15 @@ def facts_of(config: Mapping[str, Any] | None, preprocessor: Mapping[str, Any] |
             f"hidden_act {config['hidden_act']!r}: these models have exact GELU; the weights need another"
         )
     fields = {
-        "image_size": _size(config.get("image_size")),
+        "image_size": config.get("image_size"),
         "window": config.get("window_size"),
-        "pretrained_window": _tuple(config.get("pretrained_window_sizes")),
+        "pretrained_window": config.get("pretrained_window_sizes"),
         "num_heads": config.get("num_attention_heads"),
         "norm_eps": config.get("layer_norm_eps"),
         "drop_path": config.get("drop_path_rate"),
     }
     return Facts(
-        fields={name: value for name, value in fields.items() if value is not None},
+        fields=fields,
         preprocess=_processor(preprocessor, fields["image_size"]) if preprocessor else None,
         classes=_labels(config.get("id2label")),
     )
@@ -198,11 +237,3 @@ def _labels(id2label: Mapping[str, str] | None) -> tuple[str, ...] | None:
 def _names(config: Mapping[str, Any]) -> tuple[str, ...] | None:
     names = config.get("label_names")
     return tuple(map(str, names)) if names else None
-
-
-def _size(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _tuple(value: Any) -> Any:
-    return tuple(value) if value else None

@@ -14,6 +14,7 @@ from swindow.errors import CheckpointError
 from swindow.model import ModelConfig
 from swindow.ops import resample
 
+STAGED = re.compile(r"backbone\.stages\.(\d+)\.blocks\.(\d+)\.")
 OUTPUT_NORM = re.compile(r"backbone\.norms\.(\d+)\.\w+")
 
 
@@ -45,6 +46,7 @@ def fit(
     Raises:
         CheckpointError: something is missing, unexpected or of a shape that no rule fits; all of it is named.
     """
+    weights = dataclasses.replace(weights, state=_grouped(weights.state, config))
     state: State = {}
     found: dict[str, list[str]] = {"resized": [], "reset": [], "missing": [], "misshapen": []}
     for key, own in wanted.items():
@@ -83,17 +85,46 @@ def fit(
     return state, report
 
 
+def _grouped(state: State, config: Any) -> State:
+    """A ViT's blocks in the stages of this one: they group a row that others' files keep whole."""
+    places = sorted({(int(m[1]), int(m[2])) for m in map(STAGED.match, state) if m})
+    wanted = [(stage, block) for stage, depth in enumerate(config.depths) for block in range(depth)]
+    if config.kind not in ("vit", "hybrid") or len(places) != len(wanted) or places == wanted:
+        return state
+    moved = {
+        f"stages.{a}.blocks.{b}.": f"stages.{c}.blocks.{d}." for (a, b), (c, d) in zip(places, wanted, strict=True)
+    }
+    moved[f"norms.{places[-1][0]}."] = f"norms.{wanted[-1][0]}."
+
+    def renamed(match: re.Match[str]) -> str:
+        return f"backbone.{moved.get(match[1], match[1])}"
+
+    return {
+        re.sub(r"^backbone\.(stages\.\d+\.blocks\.\d+\.|norms\.\d+\.)", renamed, name): x for name, x in state.items()
+    }
+
+
 def _resized(key: str, given: Tensor, own: Tensor, old: Any, new: Any) -> Tensor | None:
     """`given` at the size of `own`, where that has a meaning."""
+    if given.ndim != own.ndim:
+        return None
     table = re.fullmatch(r"backbone\.stages\.(\d+)\.blocks\.\d+\.attn\.position_bias\.table", key)
     if table and given.shape[1] == own.shape[1]:
         stage = int(table[1])
         return resample.bias_table(given, old.windows[stage], new.windows[stage])
     if key == "backbone.absolute_position.table" and given.shape[2] == own.shape[2]:
         return resample.place_table(given, (own.shape[0], own.shape[1]))
-    if key == "backbone.patch_embed.proj.weight" and _alike_but(given, own, 1):
+    if key == "backbone.position_embedding" and _alike_but(given, own, 1) and old.num_prefix == new.num_prefix:
+        return resample.sequence_table(given, old.grid, new.grid, prefix=new.num_prefix)
+    if _reads_images(key, new) and _alike_but(given, own, 1):
         return resample.input_channels(given, own.shape[1])
     return None
+
+
+def _reads_images(key: str, config: Any) -> bool:
+    """Whether this is the kernel of the first convolution, which a hybrid has in its trunk."""
+    stem = "backbone.patch_embed.trunk.patch_embed" if hasattr(config, "trunk") else "backbone.patch_embed"
+    return key in (f"{stem}.proj.weight", f"{stem}.unit.conv.weight")
 
 
 def _alike_but(a: Tensor, b: Tensor, axis: int) -> bool:

@@ -73,6 +73,8 @@ class Format:
     """Holds a backbone alone: a classifier stays behind."""
     one_window: bool = False
     """Holds only models whose stages have the same square window."""
+    allowed: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
+    """Fields of a backbone's config that its class leaves no choice or little choice in."""
     entry: str | None = None
     """The key under which a pickled file holds the state dict."""
 
@@ -120,6 +122,13 @@ class Format:
         return re.sub(r"^(swin|swinv2|vit|deit)\.", "", name) if self.inner is not None else name
 
     def _refuse(self, config: Any) -> None:
+        for field, values in self.allowed.items():
+            given = getattr(config, field, values[0])
+            if given not in values:
+                some = " or ".join(map(repr, values))
+                raise CheckpointError(
+                    f"{self.name} has {field} {some}; this model has {given!r}; choose another format"
+                )
         sides = {side for window in getattr(config, "windows", ()) for side in window}
         if self.one_window and len(sides) > 1 and config.small_maps != "shrink":
             raise CheckpointError(f"{self.name} has one square window for all stages; this model has {config.windows}")
@@ -223,6 +232,8 @@ def _cuts(config: Any) -> Iterable[tuple[str, Windowing, tuple[int, int]]]:
 # -- formats, the most particular first --------------------------------------------------------------------------------
 
 _PYRAMIDS = ("swin", "swin_v2")
+_AS_PUBLISHED: Mapping[str, tuple[Any, ...]] = {"shifted": (True,), "relative_bias": (True,)}
+_WITH_CLASS_TOKEN: Mapping[str, tuple[Any, ...]] = {"class_token": (True,), "pool": ("token", "tokens")}
 _FIRST = r"layers\.0\.blocks\.0\.norm1\.weight"
 
 FORMATS = (
@@ -235,6 +246,7 @@ FORMATS = (
         marks=(r"features\.0\.0\.weight", r"features\.1\.0\.attn\.qkv\.weight"),
         buffers=_flat_indices,
         one_window=True,
+        allowed={**_AS_PUBLISHED, "qkv_bias": (True,), "extra_norm_every": (0,)},
     ),
     Format(
         name="openmmlab",
@@ -248,6 +260,7 @@ FORMATS = (
         buffers=_indices_and_coordinates,
         one_window=True,
         entry="state_dict",
+        allowed=_AS_PUBLISHED,
     ),
     Format(
         name="huggingface",
@@ -259,6 +272,7 @@ FORMATS = (
         small_maps="shrink",
         inner=lambda config: {"swin": "swin.", "swin_v2": "swinv2."}[config.kind],
         one_window=True,
+        allowed=_AS_PUBLISHED,
     ),
     Format(
         name="microsoft_simmim",
@@ -272,6 +286,7 @@ FORMATS = (
         small_maps="shrink",
         buffers=_original_buffers,
         entry="model",
+        allowed={"shifted": (True,)},
     ),
     Format(
         name="microsoft_dense",
@@ -285,6 +300,7 @@ FORMATS = (
         small_maps="pad_shift",
         buffers=_indices_and_coordinates,
         entry="state_dict",
+        allowed=_AS_PUBLISHED,
     ),
     Format(
         name="microsoft",
@@ -295,6 +311,7 @@ FORMATS = (
         marks=(_FIRST, r"layers\.0\.blocks\.0\.spatial_mlp\.weight"),
         small_maps="shrink",
         entry="model",
+        allowed={"shifted": (True,)},
     ),
     Format(
         name="timm",
@@ -305,6 +322,7 @@ FORMATS = (
         marks=(_FIRST,),
         unlike=(r"layers\.0\.downsample\..+", r"head\.weight"),
         small_maps="shrink",
+        allowed={**_AS_PUBLISHED, "absolute_position": (False,), "extra_norm_every": (0,)},
     ),
     Format(
         name="microsoft",
@@ -316,6 +334,7 @@ FORMATS = (
         small_maps="shrink",
         buffers=_original_buffers,
         entry="model",
+        allowed=_AS_PUBLISHED,
     ),
     Format(
         name="torchvision",
@@ -324,6 +343,7 @@ FORMATS = (
         table=VIT_TORCHVISION,
         rules=(FlatBlocks(), LastNorm()),
         marks=(r"conv_proj\.weight", r"encoder\.layers\.encoder_layer_0\.ln_1\.weight"),
+        allowed={**_WITH_CLASS_TOKEN, "qkv_bias": (True,)},
     ),
     Format(
         name="huggingface",
@@ -333,6 +353,7 @@ FORMATS = (
         rules=(SeparateProjections(), PairedHeads(), FlatBlocks(), LastNorm()),
         marks=(r"(vit\.|deit\.)?(encoder\.layer|layers)\.0\.layernorm_before\.weight",),
         inner=lambda config: "deit." if config.distillation_token else "vit.",
+        allowed=_WITH_CLASS_TOKEN,
     ),
     Format(
         name="timm",
@@ -358,5 +379,6 @@ FORMATS = (
         rules=(FlatBlocks(), LastNorm()),
         marks=(r"pos_embed", r"blocks\.0\.attn\.qkv\.weight"),
         entry="model",
+        allowed=_WITH_CLASS_TOKEN,
     ),
 )

@@ -80,8 +80,8 @@ def resolve(name: str, *, cache_dir: str | Path | None = None) -> Resolved:
 
 
 def _from_hub(entry: NamedWeights, cache_dir: str | Path | None) -> Path:
-    hub = require("huggingface_hub", extra="hub")
-    errors, cache = hub.errors, cache_dir or hub.constants.HF_HUB_CACHE
+    hub, errors, constants = (require(f"huggingface_hub{part}", extra="hub") for part in ("", ".errors", ".constants"))
+    cache = cache_dir or constants.HF_HUB_CACHE
     try:
         return Path(hub.hf_hub_download(entry.source, entry.file, cache_dir=cache))
     except errors.GatedRepoError as error:
@@ -90,7 +90,7 @@ def _from_hub(entry: NamedWeights, cache_dir: str | Path | None) -> Path:
             "hub and log in with `hf auth login`"
         ) from error
     except errors.LocalEntryNotFoundError as error:
-        why = "offline mode is on" if hub.constants.HF_HUB_OFFLINE else "no connection to the hub"
+        why = "offline mode is on" if constants.HF_HUB_OFFLINE else "no connection to the hub"
         raise _not_to_be_had(entry, why, f"that machine's cache into {cache}") from error
     except (errors.RepositoryNotFoundError, errors.EntryNotFoundError) as error:
         raise CheckpointError(

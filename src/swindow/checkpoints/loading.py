@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from swindow.backbones import VARIANTS
+from swindow.backbones import VARIANTS, ViTConfig
+from swindow.backbones.windowed import WindowedConfig
 from swindow.checkpoints.containers import Container, read_container
 from swindow.checkpoints.describing import Evidence, describe
 from swindow.checkpoints.facts import Facts, facts_of, usual_preprocess
@@ -15,7 +16,9 @@ from swindow.checkpoints.formats import FORMATS, Format, Reading, recognise
 from swindow.checkpoints.hub import resolve
 from swindow.checkpoints.own import Card, find_weights, is_own, read_card, read_own
 from swindow.checkpoints.reports import LoadReport
-from swindow.errors import CheckpointError, UnknownName
+from swindow.checkpoints.rules import placed, restaged
+from swindow.config import typed
+from swindow.errors import CheckpointError, ConfigError, SwindowError, UnknownName
 from swindow.model import MapBackbone, Model
 
 CARD = "swindow_card"
@@ -131,22 +134,36 @@ def _theirs(container: Container, fields: Mapping[str, Any], facts: Facts) -> Op
             f"{container.path}: these tensors ({some}, …) are in no format that swindow knows; "
             f"it reads {', '.join(sorted({entry.name for entry in FORMATS}))}"
         )
-    reading = form.read(container.tensors)
-    if CARD in container.metadata:
-        card, assumed = read_card(container.metadata[CARD], container.path), list[str]()
-    else:
-        card, assumed = _found_out(reading, form, container, fields, facts)
+    try:
+        reading = form.read(container.tensors)
+        if CARD in container.metadata:
+            card, assumed = read_card(container.metadata[CARD], container.path), list[str]()
+        else:
+            card, assumed = _found_out(reading, form, container, fields, facts)
+    except SwindowError:
+        raise
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:  # of shapes nobody expects
+        raise CheckpointError(
+            f"{container.path}: names as in the {form.name} format, but not its shapes; the file is unusable "
+            f"({type(error).__name__}: {' '.join(str(error).split())})"
+        ) from error
+    opened = _with(card, fields)
+    theirs, state = card.model.backbone, reading.state
+    if isinstance(theirs, ViTConfig):
+        state = restaged(state, theirs.depths)
+    if isinstance(theirs, WindowedConfig):
+        state = placed(state, theirs.grids[0])
     weights = Weights(
         path=container.path,
         format=form.name,
-        state=reading.state,
+        state=state,
         config=card.model,
         dropped=(*reading.buffers, *reading.dropped),
         unknown=reading.unknown,
         assumed=tuple(assumed),
         notes=container.notes,
     )
-    return Opened(weights=weights, card=_with(card, fields))
+    return Opened(weights=weights, card=opened)
 
 
 def _found_out(
@@ -171,16 +188,29 @@ def _with(card: Card, fields: Mapping[str, Any]) -> Card:
 
     Raises:
         UnknownName: the model has no such field.
+        ConfigError: other classes or channels, which are not the backbone's to change.
     """
     old: Any = card.model.backbone
     allowed = [field.name for field in dataclasses.fields(old)]
     for name in fields:
+        if name in ("num_classes", "in_channels"):
+            raise ConfigError(
+                f"load keeps a file's {name}; for others: "
+                f'swindow.load_weights(swindow.build(…, {name}={fields[name]}), path, head="reset")'
+            )
         if name not in allowed:
             raise UnknownName("field", name, allowed)
-    new = dataclasses.replace(old, **fields)
+    new = dataclasses.replace(old, **typed(type(old), fields))
     if hasattr(old, "pretrained_windows") and "pretrained_window" not in fields and new.windows != old.windows:
         new = dataclasses.replace(new, pretrained_window=old.pretrained_windows)
-    return dataclasses.replace(card, model=dataclasses.replace(card.model, backbone=new))
+    preprocess = card.preprocess
+    if preprocess is not None and "image_size" in fields:
+        preprocess = dataclasses.replace(preprocess, size=_two(new.image_size))
+    return dataclasses.replace(card, model=dataclasses.replace(card.model, backbone=new), preprocess=preprocess)
+
+
+def _two(side: int | tuple[int, int]) -> tuple[int, int]:
+    return (side, side) if isinstance(side, int) else side
 
 
 def _as_in_model(name: str) -> str:

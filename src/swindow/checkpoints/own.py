@@ -51,11 +51,14 @@ def save(model: Model, path: str | Path) -> Path:
     return path
 
 
-def card_text(model: Model) -> str:
-    """The card of a model, as it lies in a file's metadata."""
+def card_text(model: Model, *, headless: bool = False) -> str:
+    """The card of a model, or of its backbone alone, as it lies in a file's metadata."""
     from swindow._version import __version__
 
-    return dumps(Card(model=model.config, preprocess=model.preprocess, classes=model.classes, swindow=__version__))
+    config, classes = model.config, model.classes
+    if headless:
+        config, classes = dataclasses.replace(config, head=dataclasses.replace(config.head, num_classes=0)), None
+    return dumps(Card(model=config, preprocess=model.preprocess, classes=classes, swindow=__version__))
 
 
 def read_own(file: Path) -> tuple[Card, dict[str, Tensor]]:

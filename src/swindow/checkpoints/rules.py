@@ -119,7 +119,10 @@ class UnfoldedMerge:
 
 
 class FlatPositions:
-    """An absolute position table as ``1 L C``, or ``1 C H W`` with `as_map`; ours is ``H W C``."""
+    """An absolute position table as ``1 L C``, or ``1 C H W`` with `as_map`; ours is ``H W C``.
+
+    One of L places that are no square stays as it is until the image size is known: then `placed`.
+    """
 
     name = "backbone.absolute_position.table"
 
@@ -133,11 +136,7 @@ class FlatPositions:
         if table.ndim == 4:
             return {**state, self.name: table[0].permute(1, 2, 0).contiguous()}
         side = math.isqrt(table.shape[1])
-        if side**2 != table.shape[1]:
-            raise CheckpointError(
-                f"{self.name} holds {table.shape[1]} places, which is not a square map; give image_size"
-            )
-        return {**state, self.name: table[0].unflatten(0, (side, side))}
+        return {**state, self.name: table[0].unflatten(0, (side, side))} if side**2 == table.shape[1] else state
 
     def write(self, state: State) -> State:
         if self.name not in state:
@@ -145,6 +144,23 @@ class FlatPositions:
         table = state[self.name]
         flat = table.permute(2, 0, 1)[None] if self.as_map else table.flatten(0, 1)[None]
         return {**state, self.name: flat.contiguous()}
+
+
+def placed(state: State, grid: tuple[int, int]) -> State:
+    """With a flat table of absolute positions, if there is one left, on its grid.
+
+    Raises:
+        CheckpointError: the grid has another number of places.
+    """
+    table = state.get(FlatPositions.name)
+    if table is None or table.shape[0] != 1 or table.shape[:2] == grid:
+        return state
+    if table.shape[1] != grid[0] * grid[1]:
+        raise CheckpointError(
+            f"{table.shape[1]} places of absolute position are no square map, nor one of {grid[0]}x{grid[1]}; "
+            "give image_size=(height, width)"
+        )
+    return {**state, FlatPositions.name: table[0].unflatten(0, grid)}
 
 
 class ScaleColumns:
@@ -178,6 +194,16 @@ class FlatBlocks:
         return {
             found.sub(lambda m: f"backbone.blocks.{flat[int(m[1]), int(m[2])]}.", name): x for name, x in state.items()
         }
+
+
+def restaged(state: State, depths: tuple[int, ...]) -> State:
+    """A ViT's blocks in stages of other depths: the same blocks in the same order."""
+    places = iter([(stage, block) for stage, depth in enumerate(depths) for block in range(depth)])
+    flat = FlatBlocks().write(LastNorm().write(state))
+    found = re.compile(r"backbone\.blocks\.(\d+)\.")
+    numbers = sorted({int(match[1]) for match in map(found.match, flat) if match})
+    stems = {n: "backbone.stages.{}.blocks.{}.".format(*place) for n, place in zip(numbers, places, strict=False)}
+    return LastNorm().read({found.sub(lambda m: stems.get(int(m[1]), m[0]), name): x for name, x in flat.items()})
 
 
 class PairedHeads:

@@ -34,6 +34,22 @@ def place_table(table: Float[Tensor, "H W C"], grid: Size) -> Float[Tensor, "H2 
     return _bicubic(table.permute(2, 0, 1)[None], grid)[0].permute(1, 2, 0).contiguous()
 
 
+def sequence_table(table: Float[Tensor, "1 T C"], old: Size, new: Size, *, prefix: int) -> Float[Tensor, "1 T2 C"]:
+    """A ViT's position embedding for another grid: bicubic and antialiased, except that of `prefix` learned tokens.
+
+    Raises:
+        ShapeError: the embedding is not one for a grid of `old`.
+    """
+    if table.shape[1] != prefix + old[0] * old[1]:
+        raise ShapeError(f"{table.shape[1]} positions are not {prefix} and a grid of {old[0]}x{old[1]}")
+    if old == new:
+        return table
+    image = table[:, prefix:].unflatten(1, old).permute(0, 3, 1, 2)
+    # In fp32 whatever the table's dtype: halves have no such kernel, and the published numbers are fp32's.
+    image = F.interpolate(image.float(), size=new, mode="bicubic", antialias=True).to(table.dtype)
+    return torch.cat([table[:, :prefix], image.flatten(2).transpose(1, 2)], dim=1)
+
+
 def input_channels(kernel: Float[Tensor, "D C h w"], channels: int) -> Float[Tensor, "D C2 h w"]:
     """A first convolution for images of other channels, alike in what it gives for grey images.
 
