@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from swindow.backbones import VARIANTS, Backbone, BackboneConfig, SwinMoe
+from swindow.config import typed
 from swindow.errors import ConfigError, UnknownName
 from swindow.heads import ClassifierConfig, HeadConfig
 from swindow.ops.attention import Backend
@@ -149,9 +150,9 @@ def _checked(fields: dict[str, Any], *configs: Any) -> dict[str, Any]:
     for name in fields:
         if name not in allowed:
             raise UnknownName("field", name, allowed)
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+    return _belonging(fields, configs[0])
 
 
 def _belonging(fields: dict[str, Any], config: Any) -> dict[str, Any]:
     own = {field.name for field in dataclasses.fields(config)}
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items() if name in own}
+    return typed(type(config), {name: value for name, value in fields.items() if name in own})

@@ -326,6 +326,7 @@ def test_what_a_class_has_no_choice_in_is_refused(name: str, field: dict[str, An
         convert(path, tmp_path / "x.pth", to=form)
 
 
+@pytest.mark.filterwarnings("ignore:.*small_maps:swindow.checkpoints.AssumedWarning")
 @pytest.mark.parametrize("form", ["microsoft_dense", "microsoft_simmim"])
 def test_a_backbone_alone_says_that_the_head_stays_behind_and_loads(model: Model, form: str, tmp_path: Path) -> None:
     model.classes = ("ant", "bee", "cat", "dog", "eel")

@@ -1,14 +1,19 @@
 """Odd models through files and back, and files beside weights that say what cannot be."""
 
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
 
 import swindow
+from swindow.checkpoints import AssumedWarning, convert, load, save
 from swindow.checkpoints.converting import save_as
+from swindow.checkpoints.own import card_text
 from swindow.errors import CheckpointError, ConfigError
+from swindow.model import build
 from swindow.preprocess import Preprocess
 
 SWIN = {"dim": 16, "depths": (2, 2), "num_heads": (2, 4), "window": 4, "patch": 2, "image_size": 32, "num_classes": 5}
@@ -127,3 +132,38 @@ def test_a_tensor_of_an_unheard_of_shape_is_refused_in_one_line(folder, tmp_path
         if tensors[name].numel() > 1 and "index" not in name and "coords" not in name:
             with pytest.raises((CheckpointError, ConfigError)):
                 swindow.load(tmp_path / "odd.safetensors")
+
+
+@pytest.mark.parametrize(
+    "change", [("dim = 12", "dim = 1000000000"), ("depths = [\n    2,\n    2,\n]", "depths = [1000000000, 2]")]
+)
+def test_a_card_that_asks_for_far_more_than_its_weights_is_refused(change: tuple[str, str], tmp_path: Path) -> None:
+    shape = {"dim": 12, "depths": (2, 2), "num_heads": (1, 2), "window": 4, "image_size": 32}
+    model = build("swin_tiny", num_classes=3, **shape)  # type: ignore[arg-type]
+    text = card_text(model)
+    assert change[0] in text
+    state = dict(model.state_dict())
+    path = tmp_path / "bomb.safetensors"
+    safetensors.torch.save_file(state, path, metadata={"swindow": text.replace(*change)})
+    with pytest.raises(CheckpointError, match="far larger than its weights"):
+        load(path)
+
+
+def test_a_class_that_treats_small_maps_in_another_way_is_named(tmp_path: Path) -> None:
+    model = build("swin_tiny", num_classes=3, dim=12, depths=(2, 2), num_heads=(1, 2), window=4, image_size=32)
+    own = save(model, tmp_path / "own")
+    with pytest.warns(AssumedWarning, match="openmmlab's class has small_maps 'pad_shift' and this model 'pad'"):
+        convert(own, tmp_path / "theirs.pth", to="openmmlab")
+
+
+def test_a_stored_index_tells_windows_that_are_not_square(tmp_path: Path) -> None:
+    shape = {"dim": 12, "depths": (2, 2), "num_heads": (1, 2), "window": ((4, 2), (2, 4)), "image_size": 64}
+    model = build("swin_v2_tiny_w8", num_classes=3, **shape)  # type: ignore[arg-type]
+    target = convert(save(model, tmp_path / "own"), tmp_path / "theirs.pth", to="microsoft")
+    assert load(target, image_size=64, say=lambda _: None).config.backbone.windows == ((4, 2), (2, 4))
+
+
+@pytest.mark.parametrize("fields", [{"window": "x"}, {"depths": 3}, {"dim": 1.5}])
+def test_a_field_of_another_type_is_one_line(fields: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="which is not"):
+        build("swin_tiny", **fields)

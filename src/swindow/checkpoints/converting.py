@@ -2,6 +2,7 @@
 
 import io
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from swindow.checkpoints.facts import huggingface_config, preprocessor_config
 from swindow.checkpoints.files import write_atomic
 from swindow.checkpoints.formats import FORMATS, Format, format_named
-from swindow.checkpoints.loading import CARD, load
+from swindow.checkpoints.loading import CARD, AssumedWarning, load
 from swindow.checkpoints.own import WEIGHTS, card_text, save
 from swindow.checkpoints.tables import State
 from swindow.errors import CheckpointError, UnknownName
@@ -47,6 +48,14 @@ def convert(
         return save(model, target)
     if say is not None and format_named(to, model.config.backbone.kind).headless and model.config.head.num_classes:
         say(f"  {to} holds a backbone alone: the head stays behind")
+    form = format_named(to, model.config.backbone.kind)
+    if form.differs_on_small_maps(model.config.backbone):
+        warnings.warn(
+            f"{to}'s class has small_maps {form.small_maps!r} and this model {model.config.backbone.small_maps!r}: "  # type: ignore[union-attr]
+            "the weights are the same, and outputs differ where a map is no larger than a window",
+            AssumedWarning,
+            stacklevel=2,
+        )
     return save_as(model, target, to)
 
 

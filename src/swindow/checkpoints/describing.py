@@ -9,6 +9,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, get_type_hints
 
+import torch
+
 from swindow.backbones import VARIANTS, BackboneConfig
 from swindow.backbones.geometry import windows_of_stages
 from swindow.backbones.hybrid import HybridConfig
@@ -17,6 +19,7 @@ from swindow.backbones.swin import SwinConfig
 from swindow.backbones.swin_mlp import SwinMlpConfig
 from swindow.backbones.swin_v2 import SwinV2Config
 from swindow.backbones.vit import ViTConfig
+from swindow.checkpoints.facts import MOST_TOKENS
 from swindow.checkpoints.formats import Format, Reading
 from swindow.checkpoints.rules import FlatPositions
 from swindow.checkpoints.tables import State
@@ -24,6 +27,7 @@ from swindow.config import typed
 from swindow.errors import CheckpointError, ConfigError
 from swindow.heads import ClassifierConfig
 from swindow.model import ModelConfig
+from swindow.ops.windows import Size, relative_position_index
 
 Fields = dict[str, Any]
 
@@ -135,7 +139,7 @@ def _swin_v2(reading: Reading, form: Format, evidence: Evidence) -> SwinV2Config
         window=_simplest(window),
         pretrained_window=_simplest(pretrained[-len(depths) :] if isinstance(pretrained, tuple) else pretrained),
         image_size=image_size,
-        small_maps="shrink" if form.small_maps == "shrink" else form.small_maps,
+        small_maps=form.small_maps,
         absolute_position="backbone.absolute_position.table" in state,
         qkv_bias="backbone.stages.0.blocks.0.attn.qkv.q_bias" in state,
         extra_norm_every=_extra_norm_every(state),
@@ -292,10 +296,17 @@ def _heads_of_32(state: State, evidence: Evidence) -> tuple[int, ...]:
     return tuple(evidence.field("num_heads", tuple(max(dim // 32, 1) for dim in dims), "32 channels a head"))
 
 
-def _stored_window(reading: Reading, stage: int) -> int | None:
-    """The side that a stored index of the stage's first block tells."""
+def _stored_window(reading: Reading, stage: int) -> int | Size | None:
+    """The window whose index a stage's first block has stored."""
     index = reading.buffers.get(f"backbone.stages.{stage}.blocks.0.attn.relative_position_index")
-    return None if index is None else math.isqrt(math.isqrt(index.numel()))
+    tokens = 0 if index is None else math.isqrt(index.numel())
+    for height in range(1, min(tokens, MOST_TOKENS**2) + 1):
+        width = tokens // height
+        if height * width == tokens and index is not None and index.numel() == tokens**2:
+            own = relative_position_index((height, width)).flatten()
+            if torch.equal(own, index.flatten().to(own.dtype)):
+                return height if height == width else (height, width)
+    return None
 
 
 def _usual_size(window: Any, state: State) -> int:

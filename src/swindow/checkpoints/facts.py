@@ -226,7 +226,7 @@ def _processor(about: Mapping[str, Any], image_size: Any) -> Preprocess | None:
     )
 
 
-def _labels(id2label: Mapping[str, str] | None) -> tuple[str, ...] | None:
+def _labels(id2label: Any) -> tuple[str, ...] | None:
     """Class names in order; the placeholders that transformers writes where there are none count as none."""
     if not id2label:
         return None

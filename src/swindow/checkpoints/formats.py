@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from swindow.backbones.geometry import SmallMaps, Windowing, grids_of_stages
+from swindow.backbones.geometry import SmallMaps, Windowing, windows_of_stages
 from swindow.checkpoints.names import (
     DENSE,
     HUGGINGFACE,
@@ -129,9 +129,20 @@ class Format:
                 raise CheckpointError(
                     f"{self.name} has {field} {some}; this model has {given!r}; choose another format"
                 )
-        sides = {side for window in getattr(config, "windows", ()) for side in window}
-        if self.one_window and len(sides) > 1 and config.small_maps != "shrink":
-            raise CheckpointError(f"{self.name} has one square window for all stages; this model has {config.windows}")
+        if self.one_window and hasattr(config, "windows"):
+            asked = windows_of_stages(config.window, None, len(config.depths))
+            trained = getattr(config, "pretrained_windows", ())
+            if len({side for window in asked for side in window}) > 1 or any(h != w for h, w in trained):
+                raise CheckpointError(f"{self.name} has one square window for all stages; this model has {asked}")
+
+    def differs_on_small_maps(self, config: Any) -> bool:
+        """Whether their class treats maps no larger than a window in another way, at the model's own image size."""
+        if not hasattr(config, "windows"):
+            return False
+        theirs = dataclasses.replace(config, small_maps=self.small_maps)
+        return [cut.shift_at(*grid) + cut.window for _, cut, grid in _cuts(config)] != [
+            cut.shift_at(*grid) + cut.window for _, cut, grid in _cuts(theirs)
+        ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,12 +232,9 @@ def _coordinates(config: Any) -> State:
 
 def _cuts(config: Any) -> Iterable[tuple[str, Windowing, tuple[int, int]]]:
     """Every block's path, its windows, and the grid that it has at the size that the model is made for."""
-    grids = grids_of_stages(config.image_size, config.patch, len(config.depths))
-    for stage, depth in enumerate(config.depths):
-        half = tuple(side // 2 for side in config.windows[stage]) if config.shifted else (0, 0)
-        for index in range(depth):
-            cut = Windowing(config.windows[stage], (half[0], half[1]) if index % 2 else (0, 0))
-            yield f"backbone.stages.{stage}.blocks.{index}", cut, grids[stage]
+    for stage, grid in enumerate(config.grids):
+        for index, cut in enumerate(config.windowings(stage)):
+            yield f"backbone.stages.{stage}.blocks.{index}", cut, grid
 
 
 # -- formats, the most particular first --------------------------------------------------------------------------------

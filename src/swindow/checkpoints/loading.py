@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from swindow.backbones import VARIANTS, ViTConfig
 from swindow.backbones.windowed import WindowedConfig
 from swindow.checkpoints.containers import Container, read_container
@@ -46,6 +48,7 @@ def load(
     """
     opened = open_weights(path, prefer_ema=prefer_ema, **fields)
     card = opened.card
+    _check_size(opened)
     model = card.model.build()
     state, report = fit(opened.weights, model.state_dict(), card.model.backbone, name=card.model.name)
     model.load_state_dict(state)
@@ -175,7 +178,7 @@ def _found_out(
     evidence = Evidence(said=dict(fields), known=dict(facts.fields), stem=stem)
     config = describe(reading, form, evidence)
     preprocess = facts.preprocess
-    if preprocess is None:
+    if preprocess is None or preprocess.channels != config.in_channels:
         made_for = getattr(config.backbone, "image_size", 224)
         preprocess = usual_preprocess(made_for, config.in_channels)
         evidence.assumed.append("ImageNet's mean and deviation, bicubic resizing")
@@ -207,6 +210,23 @@ def _with(card: Card, fields: Mapping[str, Any]) -> Card:
     if preprocess is not None and "image_size" in fields:
         preprocess = dataclasses.replace(preprocess, size=_two(new.image_size))
     return dataclasses.replace(card, model=dataclasses.replace(card.model, backbone=new), preprocess=preprocess)
+
+
+def _check_size(opened: Opened) -> None:
+    """Refuse to build a model far larger than its weights, which a hostile description may ask for.
+
+    Raises:
+        CheckpointError: it is.
+    """
+    config: Any = opened.card.model.backbone
+    held = sum(tensor.numel() for tensor in opened.weights.state.values())
+    told = f"{opened.weights.path}: its description is of a model far larger than its weights; the file is unusable"
+    if sum(config.depths) > len(opened.weights.state) or max(config.channels) > max(held, 1):
+        raise CheckpointError(told)
+    with torch.device("meta"):
+        size = sum(parameter.numel() for parameter in opened.card.model.build().parameters())
+    if size > 8 * held + 10_000_000:  # another window or image size may enlarge tables
+        raise CheckpointError(told)
 
 
 def _two(side: int | tuple[int, int]) -> tuple[int, int]:
