@@ -29,6 +29,7 @@ Swin Transformers on your own images.
   info NAME|RUN        parameters, multiply-accumulates, stage table
   models [PATTERN]     the models there are
   data check DATA      find images and labels that cannot be used
+  bench MODEL          time and memory, beside other libraries and the bare matrix products
   convert IN OUT --to FORMAT   weights in somebody else's format: timm, torchvision, huggingface, …
 
 swindow COMMAND --help says more. --version prints the version; --debug shows the traceback of an error.
@@ -317,6 +318,47 @@ def data_command(words: list[str]) -> int:
     return 1 if report.problems else 0
 
 
+def bench_command(words: list[str]) -> int:
+    """Time and memory of models, ours and others."""
+    import tyro
+
+    @dataclasses.dataclass(frozen=True)
+    class BenchArguments:
+        """Time and peak memory of inference and of training steps, beside other libraries and the bare products.
+
+        Runs alternate between the contenders. After a name, colons say how it runs: amp, checkpoint (activations),
+        optimize, compile, reduce-overhead, max-autotune. docs/performance.md says how to read the tables.
+        """
+
+        models: Annotated[tuple[str, ...], tyro.conf.Positional]
+        """Models by name, run folders or published names: swin_tiny, swin_tiny:compile."""
+        against: str = ""
+        """Peers, with commas between: timm, timm:compile, torchvision, transformers, FILE.py:callable."""
+        size: tuple[int, ...] = ()
+        """Height and width, or one number for a square; by default what the model is made for."""
+        batch: int | None = None
+        """Images at a time: 8 by default; in a sweep of the largest images, and 1."""
+        dtype: str = "fp32"
+        """fp32, bf16, fp16 or auto."""
+        mode: Literal["infer", "train", "both"] = "both"
+        """Inference, training steps, or both."""
+        sweep: Literal["none", "size"] = "none"
+        """size: also at 2, 4 and 8 times the size, with as many pixels in all."""
+        rounds: int = 15
+        """Rounds that count; two more warm up."""
+        threads: int = 0
+        """Threads of torch; 0 for its own choice."""
+        device: str = "auto"
+        """auto, cpu, cuda or mps."""
+        memory: bool = True
+        """Measure peak memory, each contender in a process of its own."""
+        out: Path | None = None
+        """A .json file, a folder for bench.json and a sweep's chart, or a .png file for the chart."""
+
+    asked = parse(BenchArguments, words, prog="swindow bench")
+    return _run_bench(asked)
+
+
 def convert_command(words: list[str]) -> int:
     """Weights in somebody else's format."""
     import tyro
@@ -355,6 +397,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "info": info_command,
     "models": models_command,
     "data": data_command,
+    "bench": bench_command,
     "convert": convert_command,
 }
 
@@ -386,11 +429,50 @@ def _model_to_count(name: str, classes: int, channels: int) -> "Model":
         return build(name, num_classes=classes, in_channels=channels)
 
 
-def _size_to_count(asked: tuple[int, ...], model: "Model") -> tuple[int, int]:
+def _run_bench(asked: Any) -> int:
+    from rich.console import Console
+
+    from swindow.bench import Bench, Protocol, bench
+    from swindow.bench.tables import roofline_line, sweep_table, sweeps, table, write
+    from swindow.progress import Lines
+
+    plan = Bench(
+        models=asked.models,
+        against=tuple(filter(None, asked.against.split(","))),
+        size=_height_and_width(asked.size),
+        batch=asked.batch,
+        dtype=asked.dtype,
+        mode=asked.mode,
+        sweep=asked.sweep == "size",
+        threads=asked.threads,
+        device=asked.device,
+        protocol=Protocol(rounds=asked.rounds, memory=asked.memory),
+    )
+    comparisons = bench(plan, say=Lines().say)
+    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+    for comparison in comparisons:
+        console.print(table(comparison))
+        console.print(roofline_line(comparison))
+    for together in sweeps(comparisons) if plan.sweep else ():
+        console.print(sweep_table(together))
+    if asked.out is not None:
+        setting = dataclasses.asdict(plan)
+        for path in write(comparisons, asked.out, sweep=plan.sweep, setting=setting):
+            print(path)
+    return 0
+
+
+def _height_and_width(asked: tuple[int, ...]) -> tuple[int, int] | None:
+    """What --size says; None when it says nothing."""
     if len(asked) > 2 or any(side < 1 for side in asked):
         raise ConfigError(f"size {asked} is neither a side nor a height and a width in pixels")
-    if asked:
-        return asked[0], asked[-1]
+    return (asked[0], asked[-1]) if asked else None
+
+
+def _size_to_count(asked: tuple[int, ...], model: "Model") -> tuple[int, int]:
+    size = _height_and_width(asked)
+    if size is not None:
+        return size
     if model.preprocess is not None:
         return model.preprocess.size
     return _made_for(model)
