@@ -2,7 +2,7 @@
 
 import copy
 import dataclasses
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from any_backend import BACKENDS
 from swin_v2_models import drawn, model_of, tiny
 from swindow.backbones.swin_v2 import VARIANTS, LogitScale, QkvLinear, SwinV2Config
 from swindow.config import from_dict, to_dict
@@ -290,7 +291,7 @@ def test_an_image_does_not_depend_on_its_batch(policy: Any) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("backend", get_args(Backend))
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_half_precision_bears_padded_tokens_whose_keys_are_zero(backend: Backend, dtype: torch.dtype) -> None:
     model = drawn(model_of(tiny(small_maps="pad")))
     use_backend(model, backend)

@@ -1,7 +1,7 @@
 """V2's attention by its definition: cosines, scales and the position bias from log-spaced offsets."""
 
 import math
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from any_backend import BACKENDS
 from swin_v2_models import drawn, model_of, tiny
 from swindow.backbones.geometry import Windowing
 from swindow.backbones.swin_v2 import LogitScale, LogSpacedBias, QkvLinear, log_spaced_offsets
@@ -82,14 +83,14 @@ def test_the_module_is_the_definition(data: st.DataObject) -> None:
         data.draw(st.integers(1, 2)), data.draw(st.integers(1, 9)), data.draw(st.integers(1, 9)), heads * depth
     )
     truth = by_definition(module, pretrained, x.double().numpy())
-    for module.backend in get_args(Backend):
+    for module.backend in BACKENDS:
         with torch.no_grad():
             error = np.abs(module(x.double()).numpy() - truth).max()
         assert error <= 1e-12, f"{module.backend}: {error:.1e}"
 
 
 @pytest.mark.parametrize("part", [0, 1])
-@pytest.mark.parametrize("backend", get_args(Backend))
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_attention_does_not_know_the_length_of_queries_and_keys(part: int, backend: Backend) -> None:
     module = attention((3, 2), (1, 1), (3, 2))
     module.backend = backend

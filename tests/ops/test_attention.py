@@ -1,6 +1,6 @@
 """The operation against its definition, and every backend against fp64."""
 
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from any_backend import BACKENDS
 from swindow.errors import ShapeError, UnknownName
 from swindow.ops import reference
-from swindow.ops.attention import Backend, choose, window_attention
+from swindow.ops.attention import choose, window_attention
 from tolerance import assert_within_budget
 from who_sees_whom import attend, place_in_window, tokens, visible
 
-BACKENDS = get_args(Backend)  # a new backend is tested by existing
 Size = tuple[int, int]
 
 
@@ -249,7 +249,8 @@ def test_the_inputs_are_left_alone() -> None:
 
 
 def test_auto_picks_a_backend_by_name() -> None:
-    assert choose(make().qkv, gradients=False) in set(BACKENDS) - {"auto"}
+    case = make()
+    assert choose(case.qkv, case.bias, case.window, gradients=False) in set(BACKENDS) - {"auto"}
 
 
 @pytest.mark.parametrize(

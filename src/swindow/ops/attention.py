@@ -14,7 +14,7 @@ from swindow.errors import ShapeError, UnknownName
 from swindow.ops import reference, sdpa
 from swindow.ops.windows import Size
 
-Backend = Literal["auto", "reference", "sdpa"]
+Backend = Literal["auto", "reference", "sdpa", "triton"]
 
 
 def window_attention(
@@ -45,28 +45,39 @@ def window_attention(
     Raises:
         ShapeError: the window does not divide the map, or the shift is not smaller than the window.
         UnknownName: no such backend.
+        BackendUnavailable: the one asked for cannot run on this device, dtype or shape.
     """
     _validate(qkv, window, shift)
-    name = choose(qkv, gradients=_needs_gradients(qkv, bias)) if backend == "auto" else backend
+    name = choose(qkv, bias, window, gradients=_needs_gradients(qkv, bias)) if backend == "auto" else backend
     match name:
         case "reference":
             implementation = reference.window_attention
         case "sdpa":
             implementation = sdpa.window_attention
+        case "triton":
+            from swindow.ops import triton  # here, because its operators bring in torch.compile: a second and a half
+
+            implementation = triton.window_attention
         case _:
             raise UnknownName("attention backend", name, get_args(Backend))
     return implementation(qkv, bias, window=window, shift=shift, scale=scale, cosine=cosine)
 
 
-def choose(qkv: Tensor, *, gradients: bool) -> Backend:
+def choose(qkv: Tensor, bias: Tensor | None, window: Size, *, gradients: bool) -> Backend:
     """The fastest backend for this device, dtype, shape and need of gradients: a pure function of its arguments.
 
     On a CPU, SDPA is fused only where the bias needs no gradient, and its fused kernel is slow in half precision on
-    windows as small as these; elsewhere plain products beat its fallback (benchmarks/README.md).
+    windows as small as these; elsewhere plain products beat its fallback (benchmarks/README.md). On a GPU, half
+    precision goes to our own kernels; but a bare window as large as the map is what SDPA was made for.
     """
-    if qkv.device.type == "cpu" and (gradients or qkv.dtype in (torch.bfloat16, torch.float16)):
-        return "reference"
-    return "sdpa"
+    half = qkv.dtype in (torch.bfloat16, torch.float16)
+    if qkv.device.type == "cpu":
+        return "reference" if gradients or half else "sdpa"
+    if not half or (bias is None and qkv.shape[1:3] == window):
+        return "sdpa"
+    from swindow.ops import triton
+
+    return "triton" if triton.refusal(qkv, window) is None else "sdpa"
 
 
 def _validate(qkv: Tensor, window: Size, shift: Size) -> None:

@@ -1,0 +1,8 @@
+"""The attention backends that run anywhere, in fp64 too: a new one is tested by existing."""
+
+from typing import get_args
+
+from swindow.ops.attention import Backend
+
+BACKENDS: tuple[Backend, ...] = tuple(name for name in get_args(Backend) if name != "triton")
+"""Those that compute in whatever they are given; `triton` has its own tests (tests/ops/test_triton_kernels.py)."""
