@@ -202,14 +202,14 @@ def test_a_bias_may_be_more_precise_than_the_map() -> None:
 @pytest.mark.usefixtures("few_programs")
 @pytest.mark.parametrize("window", [(4, 4), (9, 8)], ids=str)
 def test_every_run_gives_the_same_bits(window: Size) -> None:
-    case = make(window, (2, 3), (1, 2), dtype=torch.float32, per_head=True)
+    case = make(window, (1, 4), (1, 2), heads=1, per_head=True)
     toward = toward_of(case)
     first, again = case.results(toward), case.results(toward)
     assert all(torch.equal(x, y) for x, y in zip(first, again, strict=True))
 
 
 @pytest.mark.parametrize(
-    ("window", "shift", "every"), [((3, 2), (2, 1), 1), ((3, 2), (0, 0), 5), ((9, 8), (3, 2), 37)], ids=str
+    ("window", "shift", "every"), [((3, 2), (2, 1), 1), ((3, 2), (0, 0), 5), ((9, 8), (3, 2), 83)], ids=str
 )
 def test_nothing_leaks_between_tokens_that_do_not_see_each_other(window: Size, shift: Size, every: int) -> None:
     case = make(window, shift=shift, heads=1, depth=4)
