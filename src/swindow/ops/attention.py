@@ -11,10 +11,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from swindow.errors import ShapeError, UnknownName
-from swindow.ops import reference, sdpa
+from swindow.ops import cpu, reference, sdpa
 from swindow.ops.windows import Size
 
-Backend = Literal["auto", "reference", "sdpa", "triton"]
+Backend = Literal["auto", "reference", "sdpa", "cpu", "triton"]
+
+TRITON_IS_PROVEN = False
+"""Whether `auto` may choose triton. Its kernels are tested in Triton's interpreter and compiled for sm_80 and sm_90,
+but have not run on a GPU yet: they do when asked for by name. `python benchmarks/gpu.py` is what proves them."""
 
 
 def window_attention(
@@ -54,6 +58,8 @@ def window_attention(
             implementation = reference.window_attention
         case "sdpa":
             implementation = sdpa.window_attention
+        case "cpu":
+            implementation = cpu.window_attention
         case "triton":
             from swindow.ops import triton  # here, because its operators bring in torch.compile: a second and a half
 
@@ -66,14 +72,17 @@ def window_attention(
 def choose(qkv: Tensor, bias: Tensor | None, window: Size, *, gradients: bool) -> Backend:
     """The fastest backend for this device, dtype, shape and need of gradients: a pure function of its arguments.
 
-    On a CPU, SDPA is fused only where the bias needs no gradient, and its fused kernel is slow in half precision on
-    windows as small as these; elsewhere plain products beat its fallback (benchmarks/README.md). On a GPU, half
-    precision goes to our own kernels; but a bare window as large as the map is what SDPA was made for.
+    On a CPU our own kernels wherever they can be built, but for graphs that are to run elsewhere. Where they cannot:
+    SDPA is fused only if the bias needs no gradient, and its fused kernel is slow in half precision on windows as small
+    as these; plain products beat its fallback (docs/performance.md). On a GPU, SDPA, unless `TRITON_IS_PROVEN`: then
+    half precision goes to our own kernels, but for a bare window as large as the map, which is what SDPA was made for.
     """
     half = qkv.dtype in (torch.bfloat16, torch.float16)
     if qkv.device.type == "cpu":
+        if not torch.compiler.is_exporting() and cpu.refusal(qkv) is None:
+            return "cpu"
         return "reference" if gradients or half else "sdpa"
-    if not half or (bias is None and qkv.shape[1:3] == window):
+    if not TRITON_IS_PROVEN or not half or (bias is None and qkv.shape[1:3] == window):
         return "sdpa"
     from swindow.ops import triton
 

@@ -1,0 +1,96 @@
+"""A model made ready for inference on the machine that it is on."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from swindow.devices import DTYPES
+from swindow.errors import ConfigError, UnknownName
+from swindow.model import Model
+from swindow.ops.windows import Size
+from swindow.shapes import Images
+
+__all__ = ["Optimized", "optimize"]
+
+USUAL = 224
+
+
+class Optimized(nn.Module):
+    """What `optimize` made: called like the model, with images in any dtype, it answers in the model's own.
+
+    For inference only: no gradients, and neither training nor saving. It keeps weights of its own; what is later done
+    to the model does not reach it.
+    """
+
+    def __init__(self, network: nn.Module, did: tuple[str, ...]) -> None:
+        super().__init__()
+        self.network = network
+        self.did = did
+        """What was done, a sentence each."""
+        super().train(False)
+
+    @torch.no_grad()
+    def forward(self, images: Images) -> Float[Tensor, "B ..."]:
+        return self.network(images)
+
+    def train(self, mode: bool = True) -> "Optimized":
+        """Nothing, for False.
+
+        Raises:
+            ConfigError: it cannot be trained.
+        """
+        if mode:
+            raise ConfigError("an optimized model is for inference only; train the model that it was made from")
+        return super().train(False)
+
+    def extra_repr(self) -> str:
+        return "\n".join(self.did)
+
+
+def optimize(
+    model: Model, *, size: int | Size | None = None, dtype: torch.dtype | Precision | None = None, batch: int = 1
+) -> Optimized:
+    """`model` for inference alone, as fast as the machine that it is on allows; the model stays as it is.
+
+    On a CPU, weights are packed for its vector units and whole branches of blocks run as single kernels, from norm to
+    residual, where our kernels can be built; elsewhere layers run through oneDNN with GELU folded in. On a GPU it is
+    compiled, and for small batches captured as a CUDA graph. `Optimized.did` says which.
+
+    Args:
+        size: height and width of the images in pixels that it will mostly see; None is what the model is made for.
+            Others run too.
+        dtype: what to compute in: float32, bfloat16, float16 or "fp32", "bf16", "fp16"; None is the weights' own.
+        batch: how many images it will mostly see at a time. Others run too.
+
+    Raises:
+        ConfigError: a size, dtype or batch that cannot be.
+    """
+    kind = _dtype(dtype, model)
+    made_for = getattr(model.config.backbone, "image_size", USUAL) if size is None else size
+    height, width = (made_for, made_for) if isinstance(made_for, int) else made_for
+    if batch < 1 or min(height, width) < 1:
+        raise ConfigError(f"batch {batch} of {height}x{width} pixels: all must be at least 1")
+    device = next(model.parameters()).device
+    if device.type == "cuda":
+        from swindow.optimizing.gpu import optimize_for_gpu
+
+        network, did = optimize_for_gpu(model, size=(height, width), dtype=kind, batch=batch, device=device)
+    elif device.type == "cpu":
+        from swindow.optimizing.cpu import optimize_for_cpu
+
+        network, did = optimize_for_cpu(model, size=(height, width), dtype=kind, batch=batch)
+    else:
+        raise ConfigError(f"the model is on {device}; optimize knows cpu and cuda, move it to one of them")
+    return Optimized(network.eval(), tuple(did))
+
+
+def _dtype(given: torch.dtype | str | None, model: Model) -> torch.dtype:
+    if given is None:
+        given = next(model.parameters()).dtype
+    if isinstance(given, str):
+        if given not in DTYPES:
+            raise UnknownName("dtype", given, DTYPES)
+        given = DTYPES[given]
+    if given not in DTYPES.values():
+        raise ConfigError(f"dtype is {given}; optimize computes in {', '.join(map(str, DTYPES.values()))}")
+    return given
