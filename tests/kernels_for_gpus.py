@@ -68,9 +68,9 @@ def only_compile(kernel: JITFunction, *args: Any, grid: Any, warmup: bool, **kwa
     sys.stdout.write(json.dumps(facts) + "\n")
 
 
-def compile_for(side: int, dtype: torch.dtype, *, cosine: bool = False, depth: int = 32) -> None:
-    """Both passes of Swin-T's first stage, with windows of `side` tokens, shifted."""
-    qkv = torch.empty(4, 8 * side, 8 * side, 3, 3, depth, dtype=dtype)
+def compile_for(side: int, dtype: torch.dtype, *, cosine: bool = False, depth: int = 32, batch: int = 64) -> None:
+    """Both passes of Swin-T's first stage, with windows of `side` tokens, shifted; many a program, of a large batch."""
+    qkv = torch.empty(batch, 8 * side, 8 * side, 3, 3, depth, dtype=dtype)
     bias, scale = torch.empty(3, side**2, side**2, dtype=dtype), torch.empty(3) if cosine else None
     task = Task(qkv, bias, scale, 1.0, (side, side), (side // 2, side // 2), cosine)
     out, lse = _outputs(qkv, task.window)
@@ -86,3 +86,4 @@ for side in (4, 7, 12):
 compile_for(7, torch.float32)
 compile_for(8, torch.float16, cosine=True)
 compile_for(16, torch.bfloat16, cosine=True)
+compile_for(7, torch.bfloat16, batch=1)

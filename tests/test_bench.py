@@ -344,6 +344,7 @@ def test_ratios_are_to_the_fastest_and_to_the_floor() -> None:
         "floor": False,
         "parameters": None,
         "peak_bytes": None,
+        "ready_seconds": None,
         "note": "not installed",
     }
 

@@ -1,9 +1,12 @@
 """Where and how precisely: pure choices, refused when this machine cannot."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
-from swindow.devices import autocast, peak_memory, pick_device, pick_precision
+from swindow.devices import PROCESS, autocast, forget_peak_memory, peak_memory, pick_device, pick_precision
 from swindow.errors import ConfigError
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -78,3 +81,22 @@ def test_peak_memory_grows_with_what_is_held() -> None:
     held = torch.ones(before // 4 + 2**26)  # more than the process ever had
     assert peak_memory(CPU) >= before + 2**26
     del held
+
+
+@pytest.mark.skipif(not PROCESS.exists(), reason="only Linux hands a process's figure on to its children")
+def test_peak_memory_is_not_that_of_the_parent() -> None:
+    held = torch.ones(peak_memory(CPU) // 4 + 2**26)
+    script = "import torch; from swindow.devices import peak_memory; print(peak_memory(torch.device('cpu')))"
+    child = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert 2**24 < int(child.stdout) < peak_memory(CPU) - 2**26
+    del held
+
+
+@pytest.mark.gpu
+def test_peak_memory_of_a_gpu_is_that_of_tensors_and_can_begin_anew() -> None:
+    gpu = torch.device("cuda")
+    held = torch.ones(2**26, device=gpu)
+    assert peak_memory(gpu) >= 2**28
+    del held
+    forget_peak_memory(gpu)
+    assert peak_memory(gpu) < 2**28

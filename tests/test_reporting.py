@@ -27,6 +27,8 @@ FACTS = {
     "epochs": 100,
     "stopped_by": "max_minutes",
     "skipped_images": 3,
+    "peak_memory_gib": 1.23456,
+    "device": "cuda:0",
 }
 VOID = {"meta", "img", "br"}
 
@@ -117,6 +119,7 @@ def test_the_page_says_the_figures_of_the_run(run):
         "2.6 M",
         "2:35",
         "100 epochs, 1,900 steps, stopped by max_minutes, 3 unreadable images skipped",
+        "1.23 GiB tensors on cuda:0",
         "photos (folder): 4 classes",
         "swin_nano: first <run>",
         "2.14.1",

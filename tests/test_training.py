@@ -15,6 +15,7 @@ import swindow
 from pictures import class_folders
 from swindow.config import from_dict, loads, read_toml, to_dict
 from swindow.data.augment import AugmentConfig
+from swindow.devices import peak_memory
 from swindow.errors import CheckpointError, ConfigError, DataError, TrainingDiverged
 from swindow.optim import OptimConfig
 from swindow.progress import Silent
@@ -85,6 +86,19 @@ def test_it_learns_three_hues_and_leaves_a_complete_run_folder(config, tmp_path)
     assert present >= {"config.toml", "environment.json", "split.json", "tensorboard", "best", "last", "report.html"}
     assert not {name for name in present if ".tmp" in name or ".old" in name or name == ".lock"}
     assert swindow.load(folder).classes == ("blue", "green", "red")
+
+
+def test_the_peak_of_memory_is_measured_said_and_kept(config, tmp_path):
+    said = []
+    watcher = Silent()
+    watcher.say = said.append
+    train(dataclasses.replace(config, max_steps=1, report=True), progress=watcher)
+    facts = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert facts["device"] == "cpu"
+    assert 0.1 < facts["peak_memory_gib"] <= peak_memory(torch.device("cpu")) / 2**30 + 1e-3
+    figure = f"{facts['peak_memory_gib']:.2f} GiB"
+    assert any(line.endswith(f"peak memory {figure} on cpu") for line in said)
+    assert f"{figure}<small>the whole process on cpu" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_the_config_of_a_run_runs_again(config, tmp_path):
@@ -400,8 +414,8 @@ def test_fp16_overflow_skips_the_step_of_every_part(config, tmp_path):
 def test_compiled_training_learns_the_same(config, tmp_path):
     frozen = dataclasses.replace(config, augment=AugmentConfig(), drop_path=0.0)
     first = []
-    for name, compile in (("plain", False), ("compiled", True)):
-        run(frozen, out=str(tmp_path / name), max_steps=2, compile=compile)
+    for name, on in (("plain", False), ("compiled", True)):
+        run(frozen, out=str(tmp_path / name), max_steps=2, compile=on, checkpointing=on)
         first.append(json.loads((tmp_path / name / "metrics.jsonl").read_text().splitlines()[0]))
     plain, compiled = first  # of the first step: Muon's bf16 iterations enlarge what differs after it
     assert compiled["loss"] == pytest.approx(plain["loss"], rel=1e-5)

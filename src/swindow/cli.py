@@ -330,10 +330,15 @@ def bench_command(words: list[str]) -> int:
         optimize, compile, reduce-overhead, max-autotune. docs/performance.md says how to read the tables.
         """
 
-        models: Annotated[tuple[str, ...], tyro.conf.Positional]
+        models: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
         """Models by name, run folders or published names: swin_tiny, swin_tiny:compile."""
+        suite: Literal["none", "cpu"] = "none"
+        """cpu: every claim of this project about a CPU, with a verdict, instead of models of your choice."""
+        minutes: float = 15.0
+        """What a suite should take; it leaves out compiled peers rather than take longer."""
         against: str = ""
-        """Peers, with commas between: timm, timm:compile, torchvision, transformers, FILE.py:callable."""
+        """Peers, with commas between: timm, timm:compile, torchvision, transformers, onnxruntime, openvino,
+        FILE.py:callable."""
         size: tuple[int, ...] = ()
         """Height and width, or one number for a square; by default what the model is made for."""
         batch: int | None = None
@@ -344,8 +349,8 @@ def bench_command(words: list[str]) -> int:
         """Inference, training steps, or both."""
         sweep: Literal["none", "size"] = "none"
         """size: also at 2, 4 and 8 times the size, with as many pixels in all."""
-        rounds: int = 15
-        """Rounds that count; two more warm up."""
+        rounds: int | None = None
+        """Rounds that count: 15 by default, 7 in a suite."""
         threads: int = 0
         """Threads of torch; 0 for its own choice."""
         device: str = "auto"
@@ -353,10 +358,11 @@ def bench_command(words: list[str]) -> int:
         memory: bool = True
         """Measure peak memory, each contender in a process of its own."""
         out: Path | None = None
-        """A .json file, a folder for bench.json and a sweep's chart, or a .png file for the chart."""
+        """A .json file, a folder for bench.json and a sweep's chart, or a .png file for the chart; for a suite a .json
+        file or a folder for suite-cpu-DATE.json. Nothing is written without it."""
 
     asked = parse(BenchArguments, words, prog="swindow bench")
-    return _run_bench(asked)
+    return _run_bench(asked) if asked.suite == "none" else _run_suite(asked, BenchArguments())
 
 
 def convert_command(words: list[str]) -> int:
@@ -430,8 +436,6 @@ def _model_to_count(name: str, classes: int, channels: int) -> "Model":
 
 
 def _run_bench(asked: Any) -> int:
-    from rich.console import Console
-
     from swindow.bench import Bench, Protocol, bench
     from swindow.bench.tables import roofline_line, sweep_table, sweeps, table, write
     from swindow.progress import Lines
@@ -446,10 +450,10 @@ def _run_bench(asked: Any) -> int:
         sweep=asked.sweep == "size",
         threads=asked.threads,
         device=asked.device,
-        protocol=Protocol(rounds=asked.rounds, memory=asked.memory),
+        protocol=Protocol(memory=asked.memory, **({} if asked.rounds is None else {"rounds": asked.rounds})),
     )
     comparisons = bench(plan, say=Lines().say)
-    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+    console = _wide_console()
     for comparison in comparisons:
         console.print(table(comparison))
         console.print(roofline_line(comparison))
@@ -460,6 +464,37 @@ def _run_bench(asked: Any) -> int:
         for path in write(comparisons, asked.out, sweep=plan.sweep, setting=setting):
             print(path)
     return 0
+
+
+def _run_suite(asked: Any, usual: Any) -> int:
+    from swindow.bench.suite import Suite, suite
+    from swindow.bench.tables import claims_table, table, write_dated
+    from swindow.progress import watcher
+
+    taken = ("suite", "minutes", "batch", "rounds", "threads", "out")
+    others = [field.name for field in dataclasses.fields(asked) if field.name not in taken]
+    refused = [name for name in others if getattr(asked, name) != getattr(usual, name)]
+    if refused:
+        raise ConfigError(f"a suite says by itself what it measures; it takes no {', '.join(refused)}")
+    given = {name: getattr(asked, name) for name in ("batch", "rounds") if getattr(asked, name) is not None}
+    plan = Suite(minutes=asked.minutes, threads=asked.threads, **given)
+    results = suite(plan, progress=watcher())
+    console = _wide_console()
+    for comparison in results.comparisons:
+        console.print(table(comparison))
+        console.print()
+    console.print(claims_table(results.claims))
+    minutes, seconds = divmod(round(results.seconds), 60)
+    print(f"{minutes} min {seconds} s")
+    if asked.out is not None:
+        print(write_dated({"setting": dataclasses.asdict(plan)} | results.record(), asked.out, "suite-cpu"))
+    return 1 if any(claim.verdict == "falls short" for claim in results.claims) else 0
+
+
+def _wide_console() -> Any:
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 160, highlight=False)
 
 
 def _height_and_width(asked: tuple[int, ...]) -> tuple[int, int] | None:

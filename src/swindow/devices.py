@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -10,6 +11,8 @@ from swindow.errors import ConfigError
 
 Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PROCESS = Path("/proc/self/status")
+"""What Linux tells a process about itself."""
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -52,19 +55,31 @@ def autocast(device: torch.device, precision: Precision) -> Iterator[None]:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Most memory so far, in bytes: the allocator's on CUDA, the driver's on MPS, else this process's resident set."""
+    """Most memory so far, in bytes: of tensors on CUDA, what the driver holds on MPS, else this process's resident set.
+
+    0 where the system keeps no such figure.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if device.type == "mps":
         return torch.mps.driver_allocated_memory()
+    if PROCESS.exists():  # Linux, whose `ru_maxrss` begins at what the parent process held
+        line = next(line for line in PROCESS.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
     import sys
 
     try:
         import resource
-    except ImportError:  # Windows keeps no such figure
+    except ImportError:  # Windows
         return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def forget_peak_memory(device: torch.device) -> None:
+    """Let `peak_memory` begin anew where it can: on CUDA. A process's resident set cannot be begun anew."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 def _has_bf16(device: torch.device) -> bool:

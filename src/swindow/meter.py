@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from swindow.devices import peak_memory
+from swindow.devices import forget_peak_memory, peak_memory
 from swindow.learner import StepReport
 
 
@@ -14,6 +14,7 @@ class Meter:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        forget_peak_memory(device)
         self.reports: list[StepReport] = []
         self.since = time.monotonic()
         self.latest: dict[str, Any] = {}
@@ -37,11 +38,15 @@ class Meter:
             "accuracy": float(torch.stack([report.correct for report in reports]).sum()) / images,
             "gradient_norm": float(torch.stack([report.gradient_norm for report in reports]).mean()),
             "images_per_second": images / max(elapsed, 1e-9),
-            "memory_gib": peak_memory(self.device) / 2**30,
+            "memory_gib": self.peak_gib(),
         }
         if not keep:
             self.reports, self.since = [], time.monotonic()
         return self.latest
+
+    def peak_gib(self) -> float:
+        """The most memory so far, in GiB: see `peak_memory`."""
+        return peak_memory(self.device) / 2**30
 
     def restart(self) -> None:
         """Start the clock anew after a pause that was no training."""

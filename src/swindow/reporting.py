@@ -45,7 +45,7 @@ def write_report(
 
     `images` are those of `evaluation`, in its order. `batch` is a training batch after augmentation, in pixels, with
     its `labels`. Of `facts` the page tells: data, model, recipe, parameters, seconds, steps, epochs, stopped_by,
-    skipped_images.
+    skipped_images, peak_memory_gib, device.
 
     Raises:
         DataError: `images` are not those that were evaluated.
@@ -107,6 +107,8 @@ def _headline(evaluation: Evaluation, facts: Mapping[str, Any], run: Path) -> st
         figures.append(_figure("parameters", _count(facts["parameters"]), _text(facts.get("model", ""))))
     if "seconds" in facts:
         figures.append(_figure("training time", clock(float(facts["seconds"])), _work(facts)))
+    if facts.get("peak_memory_gib"):  # 0 where the system keeps no such figure
+        figures.append(_figure("peak memory", f"{facts['peak_memory_gib']:.2f} GiB", _held_by(facts.get("device", ""))))
     return (
         f'<header><p class="eyebrow">training run</p><h1>{_title(facts, run)}</h1>'
         f'<p>{_text(facts.get("data", ""))}</p><dl class="figures">{"".join(figures)}</dl></header>'
@@ -125,6 +127,12 @@ def _work(facts: Mapping[str, Any]) -> str:
     if facts.get("skipped_images"):
         parts.append(f"{facts['skipped_images']:,} unreadable images skipped")
     return _text(", ".join(parts))
+
+
+def _held_by(device: str) -> str:
+    """Whose memory it is that `swindow.devices.peak_memory` tells."""
+    holders = {"cpu": "the whole process", "cuda": "tensors", "mps": "the driver"}
+    return _text(f"{holders.get(device.split(':')[0], '')} on {device}" if device else "")
 
 
 def _curves(path: Path) -> str:

@@ -156,7 +156,7 @@ def train(config: TrainConfig, *, resume: bool = False, progress: Progress | Non
                 f"stopped by {reason} at step {position.step}; the same command with --resume goes on ({run.path})"
             )
             return TrainResult(run.path, position.step, reason)
-        return _finish(config, learner, judged_on, loader, run, reason, progress)
+        return _finish(config, learner, judged_on, loader, run, reason, meter.peak_gib(), progress)
 
 
 def due(done: int, every: int, total: int) -> bool:
@@ -362,6 +362,7 @@ def _finish(
     loader: Any,
     run: RunFolder,
     reason: str,
+    peak_gib: float,
     progress: Progress,
 ) -> TrainResult:
     """Judge the best weights on the test split, or on the validation split where there is none; write the results."""
@@ -383,13 +384,16 @@ def _finish(
         "steps": position.step,
         "epochs": position.epoch + (position.batch > 0),
         "seconds": round(position.seconds, 1),
+        "device": str(learner.device),
+        "peak_memory_gib": round(peak_gib, 3),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "skipped_images": position.bad,
         **evaluation.summary(),
     }
     run.write_json("result.json", facts)
     progress.say(
-        f"{split} accuracy {evaluation.accuracy:.2%} of {evaluation.count} images in {clock(position.seconds)}"
+        f"{split} accuracy {evaluation.accuracy:.2%} of {evaluation.count} images in {clock(position.seconds)}, "
+        f"peak memory {facts['peak_memory_gib']:.2f} GiB on {learner.device}"
     )
     report = None
     if config.report:

@@ -213,7 +213,7 @@ def test_checkpointing_changes_nothing_to_the_bit(tiny: Tiny) -> None:
 def test_checkpointing_runs_each_block_twice_and_keeps_only_its_input(tiny: Tiny) -> None:
     model, calls = tiny().train(), []
     for block in model.backbone.blocks():
-        block.norm1.register_forward_hook(lambda *_: calls.append(1))
+        block.attn.proj.register_forward_hook(lambda *_: calls.append(1))
     gradients(model, torch.randn(1, 3, 16, 16), checkpointing=True)
     assert len(calls) == 2 * 4
     calls.clear()

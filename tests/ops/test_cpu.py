@@ -156,6 +156,19 @@ def test_vectors_of_zero_stay_zero_and_their_gradients_finite() -> None:
         torch.testing.assert_close(mine, plain, rtol=1e-4, atol=1e-4 * float(plain.abs().max()))
 
 
+def test_a_second_derivative_is_the_reference_s() -> None:
+    leaves, setting = case(**GRID[5], dtype=torch.float32, cosine=True)
+    twice = []
+    for run in (cpu.window_attention, reference.window_attention):
+        qkv, scale, bias = (leaf.detach().requires_grad_() for leaf in leaves)
+        slopes = torch.autograd.grad(
+            run(qkv, bias, scale=scale, **setting).square().sum(), (qkv, bias), create_graph=True
+        )
+        twice.append(torch.autograd.grad(sum(slope.square().sum() for slope in slopes), (qkv, scale, bias)))
+    for mine, plain in zip(*twice, strict=True):
+        torch.testing.assert_close(mine, plain, rtol=1e-3, atol=1e-4 * float(plain.abs().max()))
+
+
 def test_large_logits_do_not_overflow() -> None:
     (qkv, scale, bias), setting = case(**GRID[0], dtype=torch.float32)
     qkv *= 100

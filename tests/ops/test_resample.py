@@ -63,3 +63,15 @@ def test_a_first_convolution_sees_the_same_in_grey_images(channels: int) -> None
     if channels % 3 == 0 or channels == 1:  # else the first channels count once more, as in timm
         torch.testing.assert_close(found, F.conv2d(grey.expand(2, 3, 8, 8), kernel, stride=4))
     torch.testing.assert_close(adapted, adapt_input_conv(channels, kernel))
+
+
+@pytest.mark.parametrize("size", [(3, 4), (7, 9), (14, 5), (20, 31), (1, 1), (2, 13)])
+def test_a_grid_whose_size_a_compiler_does_not_know_is_resampled_as_torch_does(
+    monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]
+) -> None:
+    table = torch.randn(1, 2 + 7 * 9, 5, dtype=torch.float32)
+    known = resample.sequence_table(table, (7, 9), size, prefix=2)
+    monkeypatch.setattr(resample, "undecided", lambda *_: True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = resample.sequence_table(table, (7, 9), size, prefix=2)
+    torch.testing.assert_close(found, known, atol=1e-5, rtol=0)

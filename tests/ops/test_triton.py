@@ -12,7 +12,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from swindow.errors import BackendUnavailable
-from swindow.ops import triton
+from swindow.ops import attention, triton
 from swindow.ops.attention import choose, window_attention
 
 HERE = Path(__file__).parent
@@ -109,7 +109,9 @@ def test_auto_picks_it_on_a_gpu_where_it_pays(
         qkv = torch.empty(2, 14, 14, 3, 3, 32, device="cuda", dtype=dtype)
         seen = window[0] * window[1]
         bias = torch.empty(3, seen, seen, device="cuda") if biased else None
-        assert choose(qkv, bias, window, gradients=gradients) == expected
+        for proven in (True, False):
+            monkeypatch.setattr(attention, "TRITON_IS_PROVEN", proven)
+            assert choose(qkv, bias, window, gradients=gradients) == (expected if proven else "sdpa")
 
 
 def test_nobody_pays_for_it_unasked() -> None:

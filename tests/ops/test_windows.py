@@ -4,8 +4,19 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn import functional as F
 
-from swindow.ops.windows import count, merge, pad_to_windows, partition, region_mask, relative_position_index
+from swindow.ops import windows as ours
+from swindow.ops.windows import (
+    between_zeros,
+    count,
+    crop,
+    merge,
+    pad_to_windows,
+    partition,
+    region_mask,
+    relative_position_index,
+)
 from who_sees_whom import place_in_window, tokens, visible
 
 Size = tuple[int, int]
@@ -87,3 +98,33 @@ def test_padding_is_zeros_to_the_right_and_below(grid: Size, padded: Size) -> No
     assert wide.shape == (2, *padded, 3)
     assert torch.equal(wide[:, : grid[0], : grid[1]], x)
     assert wide.count_nonzero() == x.count_nonzero()
+
+
+@settings(max_examples=100)
+@given(
+    sides=st.tuples(*[st.integers(1, 6)] * 3),
+    axis=st.integers(0, 2),
+    before=st.integers(0, 3),
+    behind=st.integers(0, 3),
+)
+def test_zeros_put_by_index_are_those_of_pad(sides: tuple[int, ...], axis: int, before: int, behind: int) -> None:
+    x = torch.randn(sides)
+    expected = F.pad(x, (0, 0) * (2 - axis) + (before, behind))
+    assert torch.equal(between_zeros(x, axis, sides[axis] + before + behind, before), expected)
+
+
+@pytest.mark.parametrize("first", [1, 2])
+@pytest.mark.parametrize("grid", [(4, 6), (5, 6), (4, 7), (1, 1)])
+def test_sizes_not_known_give_what_known_ones_give(monkeypatch: pytest.MonkeyPatch, first: int, grid: Size) -> None:
+    """What a compiler traces for any size, at a size; gradients too."""
+    x = torch.randn(2, *grid, 3, dtype=torch.float64) if first == 1 else torch.randn(2, 3, *grid, dtype=torch.float64)
+    x.requires_grad_()
+    results = []
+    for answer in (ours.undecided, lambda *_: True):
+        monkeypatch.setattr(ours, "undecided", answer)
+        padded = pad_to_windows(x, (2, 3), first=first)
+        parts = [padded, *([crop(padded, grid), crop(padded, (1, 1), (1, 2))] if first == 1 else [])]
+        gradient = torch.autograd.grad(sum(part.square().sum() for part in parts), x)
+        results.append([*parts, *gradient])
+    assert results[0][0].shape[first : first + 2] == (-(-grid[0] // 2) * 2, -(-grid[1] // 3) * 3)
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))

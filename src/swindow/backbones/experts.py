@@ -28,12 +28,13 @@ def route(scores: Float[Tensor, "S E"], top: int, *, normalized: bool = False, p
     All first choices are served before any second one; among them the tokens with the highest score if `prioritized`,
     else those that come first in the batch.
     """
+    tokens = scores.shape[0]  # not len(), which fixes the number in an exported graph
     gates, experts = scores.topk(top, dim=1)
-    order = torch.arange(len(scores), device=scores.device)
+    order = torch.arange(tokens, device=scores.device)
     if prioritized:
         order = gates[:, 0].argsort(descending=True, stable=True)
     queue = experts[order].T.flatten()
-    places = _one_hot(queue, scores.shape[1]).cumsum(0).gather(1, queue[:, None]).unflatten(0, (top, len(scores))) - 1
+    places = _one_hot(queue, scores.shape[1]).cumsum(0).gather(1, queue[:, None]).unflatten(0, (top, tokens)) - 1
     places = torch.empty_like(experts).index_copy(0, order, places[:, :, 0].T)
     if normalized and top > 1:  # a gate alone would be 1 whatever the router says, and teach it nothing
         gates = gates / gates.sum(1, keepdim=True)

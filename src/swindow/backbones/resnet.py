@@ -9,6 +9,7 @@ import functools
 from collections.abc import Iterator
 from typing import ClassVar, Literal, cast
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -17,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from swindow.backbones.geometry import check_channels, valid_stages
 from swindow.backbones.windowed import Stage
 from swindow.errors import ConfigError
-from swindow.ops.windows import count
+from swindow.ops.windows import between_zeros, count, undecided
 from swindow.shapes import Images, Pyramid, Tokens
 
 Norm = Literal["batch", "group"]
@@ -82,10 +83,18 @@ def pad_same(x: Float[Tensor, "B C h w"], kernel: int, stride: int) -> Float[Ten
 
     What TensorFlow calls "SAME": where the kernel comes to lie depends on the side.
     """
-    height, width = (max((count(side, stride) - 1) * stride + kernel - side, 0) for side in x.shape[2:])
-    if not (height or width):
+    if kernel == 1:
         return x
-    return F.pad(x, (width // 2, width - width // 2, height // 2, height - height // 2))
+    height, width = x.shape[2:]
+    rows, columns = ((count(side, stride) - 1) * stride + kernel for side in (height, width))
+    if kernel < stride:  # otherwise the places cover every row and column, and a compiler need not ask
+        rows, columns = max(rows, height), max(columns, width)
+    above, left = (rows - height) // 2, (columns - width) // 2
+    if undecided(rows, height) or undecided(columns, width):
+        return between_zeros(between_zeros(x, 2, rows, above), 3, columns, left)
+    if rows == height and columns == width:
+        return x
+    return F.pad(x, (left, columns - width - left, above, rows - height - above))
 
 
 class ConvNorm(nn.Module):
@@ -157,11 +166,7 @@ class ResNetStage(Stage):
 
     def forward(self, x: Tokens) -> Float[Tensor, "B H2 W2 D"]:
         for block in self.blocks:
-            if self.checkpointing and self.training:
-                contexts = functools.partial(_once_and_again, block)
-                x = checkpoint(block, x, use_reentrant=False, context_fn=contexts)
-            else:
-                x = block(x)
+            x = _checkpoint(block, x) if self.checkpointing and self.training else block(x)
         return x
 
 
@@ -208,6 +213,14 @@ class ResNet(nn.Module):
         """In training, keep only the blocks' inputs and compute the rest again in the backward pass."""
         for stage in self.each_stage():
             stage.checkpointing = enabled
+
+
+def _checkpoint(block: nn.Module, x: Tensor) -> Tensor:
+    """A graph as a whole computes again what is read again, and moves statistics once; it takes no contexts."""
+    if torch.compiler.is_compiling():
+        return cast(Tensor, checkpoint(block, x, use_reentrant=False))
+    contexts = functools.partial(_once_and_again, block)
+    return cast(Tensor, checkpoint(block, x, use_reentrant=False, context_fn=contexts))
 
 
 def _once_and_again(block: nn.Module) -> tuple[contextlib.AbstractContextManager, contextlib.AbstractContextManager]:

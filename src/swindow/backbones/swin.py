@@ -52,8 +52,8 @@ class Block(nn.Module):
         self.mlp = Mlp(dim, int(config.mlp_ratio * dim), config.dropout)
 
     def forward(self, x: Tokens) -> Tokens:
-        x = x + self.drop_path(self.attn(self.norm1(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        x = x + self.drop_path(self.attn(x, self.norm1))
+        return x + self.drop_path(self.mlp(x, self.norm2))
 
 
 _TINY, _SMALL = (2, 2, 6, 2), (2, 2, 18, 2)

@@ -1,15 +1,17 @@
 """Swin-MLP: Swin with a spatial MLP in place of attention (Liu et al. 2021, arXiv 2103.14030, section 4.4, table 6)."""
 
 import dataclasses
-from typing import ClassVar
+from typing import ClassVar, cast
 
-from torch import nn
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from swindow.backbones.geometry import Sides, Windowing
 from swindow.backbones.windowed import Stage, WindowedConfig
 from swindow.layers import DropPath, Mlp, PatchMerge, init_weights
-from swindow.ops.windows import Size, merge, pad_to_windows, partition
+from swindow.ops.windows import Size, crop, merge, pad_to_windows, partition
 from swindow.shapes import Tokens
 
 
@@ -63,9 +65,18 @@ class SpatialMlp(nn.Conv1d):
         padded = pad_to_windows(F.pad(x, (0, 0, left, 0, above, 0)) if above or left else x, self.window)
         windows = partition(padded, self.window)
         heads = windows.flatten(0, 1).unflatten(3, (self.num_heads, -1)).permute(0, 3, 1, 2, 4)  # BG N h w D
-        mixed = super().forward(heads.flatten(1, 3)).unflatten(1, heads.shape[1:4]).permute(0, 2, 3, 1, 4).flatten(3)
+        mixed = self.mix(heads).permute(0, 2, 3, 1, 4).flatten(3)
         whole = merge(mixed.unflatten(0, windows.shape[:2]), (padded.shape[1], padded.shape[2]))
-        return whole[:, above : above + height, left : left + width]
+        return crop(whole, (height, width), (above, left))
+
+    def mix(self, heads: Float[Tensor, "_ N h w D"]) -> Float[Tensor, "_ N h w D"]:
+        """Every place of a window from all of them; while compiling as a product, of which nobody asks how large."""
+        if not torch.compiler.is_compiling():
+            return super().forward(heads.flatten(1, 3)).unflatten(1, heads.shape[1:4])
+        places = self.window[0] * self.window[1]
+        weight = self.weight.view(self.num_heads, places, places)
+        bias = cast(Tensor, self.bias).view(self.num_heads, places, 1)
+        return (weight @ heads.flatten(2, 3) + bias).unflatten(2, self.window)
 
     def extra_repr(self) -> str:
         return f"num_heads={self.num_heads}, {self.windowing}"
@@ -85,7 +96,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tokens) -> Tokens:
         x = x + self.drop_path(self.spatial_mlp(self.norm1(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        return x + self.drop_path(self.mlp(x, self.norm2))
 
 
 def _tiny(channels: int) -> SwinMlpConfig:

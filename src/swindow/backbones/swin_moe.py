@@ -199,9 +199,10 @@ class Block(nn.Module):
 
     def forward(self, x: Tokens, losses: list[Tensor] | None = None) -> Tokens:
         """The tokens; a balance loss, if there are experts, is appended to `losses`."""
-        x = x + self.drop_path(self.attn(self.norm1(x)))
-        normed = self.norm2(x)
-        return x + self.drop_path(self.mlp(normed, losses) if isinstance(self.mlp, ExpertMlp) else self.mlp(normed))
+        x = x + self.drop_path(self.attn(x, self.norm1))
+        if isinstance(self.mlp, ExpertMlp):
+            return x + self.drop_path(self.mlp(self.norm2(x), losses))
+        return x + self.drop_path(self.mlp(x, self.norm2))
 
 
 class MoeStage(Stage):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from swindow.backbones.geometry import check_channels, check_rates, valid_stages
 from swindow.backbones.windowed import Stage
 from swindow.errors import ConfigError
-from swindow.layers import DropPath, Linear, Mlp, drop_path_rates, init_weights
+from swindow.layers import DropPath, Linear, Mlp, drop_path_rates, init_weights, learned_by
 from swindow.ops import reference, resample
 from swindow.ops.attention import Backend, window_attention
 from swindow.ops.windows import Size, count, pad_to_windows
@@ -107,10 +107,6 @@ class ViTConfig:
         return ViT(self, patches, in_channels=in_channels, out_stages=out_stages, prefix=prefix)
 
 
-_MANY_TOKENS = 1024
-"""Above this, attention is fused wherever it can be, even where plain products are as fast."""
-
-
 class Patches(nn.Module):
     """Non-overlapping patches of the image, or of a trunk's last map, to tokens by a strided convolution (equation 1).
 
@@ -140,19 +136,18 @@ class Attention(nn.Module):
         self.proj = Linear(dim, dim)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tokens) -> Tokens:
-        # The operation goes by speed; a matrix of all pairs of so many tokens would need more memory than all else.
-        backend: Backend = "sdpa" if self.backend == "auto" and x.shape[2] > _MANY_TOKENS else self.backend
-        attended = window_attention(self.project(x), None, backend=backend, **self.setting(x))
+    def forward(self, x: Tokens, norm: nn.Module | None = None) -> Tokens:
+        """Attention of `x`, or of its `norm`."""
+        attended = window_attention(self.project(x, norm), None, backend=self.backend, **self.setting(x))
         return self.dropout(self.proj(attended.flatten(3)))
 
     def attention_weights(self, x: Tokens) -> Float[Tensor, "B N T T"]:
         """What every token takes from every token, from the oracle."""
         return reference.attention_weights(self.project(x), None, **self.setting(x))[:, 0]
 
-    def project(self, x: Tokens) -> Float[Tensor, "B H W 3 N D"]:
+    def project(self, x: Tokens, norm: nn.Module | None = None) -> Float[Tensor, "B H W 3 N D"]:
         """Queries, keys and values."""
-        return self.qkv(x).unflatten(-1, (3, self.num_heads, -1))
+        return self.qkv(x, norm, learned_by(norm)).unflatten(-1, (3, self.num_heads, -1))
 
     def setting(self, x: Tokens) -> dict[str, Any]:
         """Everything but queries, keys and values that the operation needs: one window as large as the map."""
@@ -175,8 +170,8 @@ class Block(nn.Module):
         self.mlp = Mlp(config.dim, int(config.mlp_ratio * config.dim), config.dropout)
 
     def forward(self, x: Tokens) -> Tokens:
-        x = x + self.drop_path(self.attn(self.norm1(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        x = x + self.drop_path(self.attn(x, self.norm1))
+        return x + self.drop_path(self.mlp(x, self.norm2))
 
 
 class ViT(nn.Module):

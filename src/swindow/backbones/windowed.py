@@ -27,10 +27,10 @@ from swindow.backbones.geometry import (
     windows_of_stages,
 )
 from swindow.errors import ConfigError
-from swindow.layers import Linear, PatchEmbed, drop_path_rates, init_weights
+from swindow.layers import Linear, PatchEmbed, drop_path_rates, init_weights, learned_by
 from swindow.ops import reference
 from swindow.ops.attention import Backend, window_attention
-from swindow.ops.windows import Size, pad_to_windows, relative_position_index
+from swindow.ops.windows import Size, crop, pad_to_windows, relative_position_index
 from swindow.shapes import Images, Pyramid, Tokens
 
 
@@ -84,20 +84,25 @@ class WindowAttention(nn.Module):
         """Height and width of the windows, in tokens."""
         return self.windowing.window
 
-    def forward(self, x: Tokens) -> Tokens:
+    def forward(self, x: Tokens, norm: nn.Module | None = None) -> Tokens:
+        """Attention of `x`, or of its `norm`."""
         height, width = x.shape[1], x.shape[2]
-        attended = window_attention(self.project(x), backend=self.backend, **self.setting(height, width))
-        if attended.shape[1:3] != x.shape[1:3]:
-            attended = attended[:, :height, :width]
-        return self.dropout(self.proj(attended.flatten(3)))
+        attended = window_attention(self.project(x, norm), backend=self.backend, **self.setting(height, width))
+        return self.dropout(self.proj(crop(attended, (height, width)).flatten(3)))
 
     def attention_weights(self, x: Tokens) -> Float[Tensor, "B G N T T"]:
         """What every token takes from every token of its window, from the oracle; windows in the rolled map's order."""
         return reference.attention_weights(self.project(x), **self.setting(x.shape[1], x.shape[2]))
 
-    def project(self, x: Tokens) -> Float[Tensor, "B H2 W2 3 N D"]:
+    def project(self, x: Tokens, norm: nn.Module | None = None) -> Float[Tensor, "B H2 W2 3 N D"]:
         """Queries, keys and values on the map; padded first, so that padded tokens carry qkv's bias, as published."""
-        return self.qkv(pad_to_windows(x, self.window)).unflatten(-1, (3, self.num_heads, -1))
+        if norm is None:
+            return self.qkv(pad_to_windows(x, self.window)).unflatten(-1, (3, self.num_heads, -1))
+
+        def before(x: Tensor) -> Tensor:
+            return pad_to_windows(norm(x), self.window)
+
+        return self.qkv(x, before, learned_by(norm)).unflatten(-1, (3, self.num_heads, -1))
 
     def setting(self, height: int, width: int) -> dict[str, Any]:
         """Everything but queries, keys and values that the operation needs on a map of this size."""
@@ -127,8 +132,21 @@ class Stage(nn.Module):
     def forward(self, x: Tokens) -> Tokens:
         """The stage's map, before merging."""
         for block in self.blocks:
-            x = checkpoint(block, x, use_reentrant=False) if self.checkpointing and self.training else block(x)
+            x = _inputs_kept(block, x) if self.checkpointing and self.training else block(x)
         return x
+
+
+_PIECE = 2**19
+"""Values of a map that a checkpointed block takes at a time on a CPU; what it computes again is twenty times that."""
+
+
+def _inputs_kept(block: nn.Module, x: Tokens) -> Tokens:
+    """A block of which training keeps the input alone; on a CPU, where nothing is launched, a few images at a time."""
+    if x.device.type != "cpu" or torch.compiler.is_compiling() or x.numel() <= _PIECE:
+        return checkpoint(block, x, use_reentrant=False)
+    # What is dropped at random is drawn piece by piece: other images than without checkpointing, no more and no fewer.
+    pieces = x.split(max(1, _PIECE * x.shape[0] // x.numel()))
+    return torch.cat([checkpoint(block, piece, use_reentrant=False) for piece in pieces])
 
 
 class AbsolutePosition(nn.Module):

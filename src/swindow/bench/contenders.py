@@ -1,7 +1,7 @@
 """Who takes part: our models and other libraries' models of the same shape, each as it is or in another way.
 
 A contender is written as its source and, after colons, the ways it runs: ``swin_tiny``, ``swin_tiny:checkpoint``,
-``timm``, ``timm:compile``, ``timm:amp:compile``, ``my_engine.py:build``.
+``timm``, ``timm:compile``, ``timm:amp:compile``, ``openvino``, ``my_engine.py:build``.
 """
 
 import dataclasses
@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from swindow.bench.answers import check
+from swindow.bench.engines import ENGINES
 from swindow.bench.peers import PEERS
 from swindow.bench.timing import Run
 from swindow.bench.work import Network, Work, dtype_of, runner
@@ -19,6 +21,7 @@ from swindow.devices import DTYPES
 from swindow.errors import ConfigError, UnknownName
 from swindow.model import Model, ModelConfig
 
+THEIRS = (*PEERS, *ENGINES)
 COMPILED = {"compile": "default", "reduce-overhead": "reduce-overhead", "max-autotune": "max-autotune"}
 SWITCHES = (
     "checkpoint_blocks",
@@ -33,7 +36,7 @@ class Contender:
     """Somebody who takes part."""
 
     source: str
-    """Our model's name, a key of `PEERS`, or FILE.py:callable."""
+    """Our model's name, one of `THEIRS`, or FILE.py:callable."""
     ways: tuple[str, ...] = ()
     """Of `WAYS`: amp is autocast over fp32 weights; checkpoint computes activations again in the backward pass;
     optimize is `swindow.optimize`; the others are modes of `torch.compile`."""
@@ -46,7 +49,12 @@ class Contender:
     @property
     def ours(self) -> bool:
         """Whether it is a model of ours."""
-        return self.source not in PEERS and ".py:" not in self.source
+        return self.source not in THEIRS and ".py:" not in self.source
+
+    @property
+    def engine(self) -> bool:
+        """Whether it is an inference engine on a peer's graph."""
+        return self.source in ENGINES
 
     @property
     def compiled(self) -> bool:
@@ -76,8 +84,10 @@ def network(someone: Contender, config: ModelConfig, work: Work) -> Network:
 
     Raises:
         MissingExtra: their library is not installed.
-        ConfigError: they have no model of this shape, or cannot run in this way.
+        ConfigError: they have no model of this shape, or cannot run in this way; an engine gives other answers.
     """
+    if someone.engine and someone.ways:
+        raise ConfigError(f"{someone.source} runs in one way")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         found = _build(someone.source, config, work)
@@ -92,14 +102,30 @@ def network(someone: Contender, config: ModelConfig, work: Work) -> Network:
 def entry(someone: Contender, found: Network, work: Work) -> Run:
     """One call of the returned is one batch of the work."""
     amp = "amp" in someone.ways
-    # What `optimize` returns takes what the model took, and casts by itself.
-    images = torch.float32 if "optimize" in someone.ways else dtype_of(work, amp=amp)
+    # Engines, and what `optimize` returns, take what the model took, and cast by themselves.
+    whole = someone.engine or "optimize" in someone.ways
+    images = torch.float32 if whole else dtype_of(work, amp=amp)
     return runner(found, work, amp=amp, images=images)
 
 
+def verify(someone: Contender, found: Network, config: ModelConfig, work: Work) -> None:
+    """That what `optimize` made of our model still answers as the model does. Engines are checked as they are built.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    if "optimize" in someone.ways:
+        plain = network(dataclasses.replace(someone, ways=()), config, dataclasses.replace(work, dtype="fp32"))
+        check(found, plain, work)
+
+
 def parameters(found: Network) -> int | None:
-    """Learned values, where they can be seen."""
-    return sum(x.numel() for x in found.parameters()) if isinstance(found, nn.Module) else None
+    """Learned values, where they can be seen: not in an engine, nor where weights have been packed."""
+    from swindow.optimizing import Optimized
+
+    if isinstance(found, Optimized) or not isinstance(found, nn.Module):
+        return None
+    return sum(x.numel() for x in found.parameters())
 
 
 def imported(text: str) -> Callable[[Work], Network]:
@@ -122,6 +148,8 @@ def imported(text: str) -> Callable[[Work], Network]:
 def _build(source: str, config: ModelConfig, work: Work) -> Network:
     if ".py:" in source:
         return imported(source)(work)
+    if source in ENGINES:
+        return ENGINES[source](config, work)
     if source in PEERS:
         return PEERS[source](config, work)
     return Model(config)
@@ -146,10 +174,8 @@ def _taken(found: Network, way: str, work: Work) -> Network:
 
 
 def _optimized(found: Network, work: Work) -> Network:
-    import swindow
+    from swindow.optimizing import optimize
 
     if not isinstance(found, Model) or work.mode == "train":
         raise ConfigError("optimize is for inference with our models")
-    if not hasattr(swindow, "optimize"):
-        raise ConfigError("this version of swindow has no optimize")
-    return swindow.optimize(found, size=work.size, dtype=DTYPES[work.dtype], batch=work.batch)
+    return optimize(found, size=work.size, dtype=DTYPES[work.dtype], batch=work.batch)

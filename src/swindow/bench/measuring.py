@@ -1,12 +1,12 @@
 """A comparison: everybody's time in interleaved rounds, everybody's memory, and the floor under both."""
 
 import dataclasses
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from swindow.bench.contenders import Contender, contender, entry, network, parameters
+from swindow.bench.contenders import THEIRS, Contender, contender, entry, network, parameters, verify
 from swindow.bench.memory import peak
-from swindow.bench.peers import PEERS
 from swindow.bench.products import Product, products, replay
 from swindow.bench.roofline import Rates, Roofline, roofline_of
 from swindow.bench.timing import Run, Spread, interleave, ratio, spread
@@ -31,6 +31,8 @@ class Row:
     """Learned values, where they can be seen."""
     peak: int | None = None
     """Most memory, in bytes above the imports."""
+    ready: float | None = None
+    """Seconds from nothing to the end of its first run: building, exporting, compiling."""
     note: str = ""
     """Why figures are missing."""
 
@@ -73,6 +75,7 @@ class Comparison:
 
     def _record(self, row: Row) -> dict[str, Any]:
         about = {"name": row.name, "floor": row.floor, "parameters": row.parameters, "peak_bytes": row.peak}
+        about |= {"ready_seconds": row.ready}
         if not row.seconds or self.fastest is None:
             return about | {"note": row.note}
         low, median, high = (seconds * 1e3 for seconds in row.spread)
@@ -100,6 +103,8 @@ class Protocol:
     """Run the bare products among the contenders."""
     memory: bool = True
     """Measure peak memory, each contender in a process of its own."""
+    forgiving: bool = False
+    """One of ours that fails is a row that says so, as a peer is, and no error."""
 
     def __post_init__(self) -> None:
         if self.rounds < 1 or self.warmup < 1:
@@ -119,13 +124,14 @@ def compare(
     A peer that is not here, has no such model or fails is a row that says so.
 
     Raises:
-        SwindowError: one of our own models cannot do this work.
+        SwindowError: one of our own models cannot do this work, and the protocol does not forgive it.
     """
-    entries = [_enter_all(contenders, made_for(config, work.size), work, protocol) for work in works]
-    if say is not None:
-        for one in entries:
-            say(f"{one.work.title}: {', '.join(one.runs)}")
-        say(f"{protocol.warmup} rounds to warm up, {protocol.rounds} that count")
+    say = say or _nothing
+    entries = []
+    for work in works:
+        say(work.title)
+        entries.append(_enter_all(contenders, made_for(config, work.size), work, protocol, say))
+    say(f"{protocol.warmup} rounds to warm up, {protocol.rounds} that count")
     runs = {(number, name): run for number, one in enumerate(entries) for name, run in one.runs.items()}
     samples = interleave(runs, rounds=protocol.rounds, warmup=protocol.warmup)
     runs.clear()
@@ -168,7 +174,7 @@ def line(models: Sequence[str], against: Sequence[str]) -> dict[str, list[Conten
     peers = [contender(text) for text in against]
     for peer in peers:
         if peer.ours:
-            raise UnknownName("peer", peer.source, [*PEERS, "FILE.py:callable"])
+            raise UnknownName("peer", peer.source, [*THEIRS, "FILE.py:callable"])
     return {model: list(dict.fromkeys([*ours, *peers])) for model, ours in found.items()}
 
 
@@ -182,10 +188,13 @@ class _Entries(NamedTuple):
     products: tuple[Product, ...]
 
 
-def _enter_all(contenders: Sequence[Contender], config: ModelConfig, work: Work, protocol: Protocol) -> _Entries:
+def _enter_all(
+    contenders: Sequence[Contender], config: ModelConfig, work: Work, protocol: Protocol, say: Say
+) -> _Entries:
     runs, rows = {}, []
     for someone in contenders:
-        run, row = _enter(someone, config, work)
+        run, row = _enter(someone, config, work, forgiving=protocol.forgiving)
+        say(f"  {row.name}: {row.note}" if run is None else f"  {row.name}: ready after {row.ready:.1f} s")
         rows.append(row)
         if run is not None:
             runs[someone.name] = run
@@ -197,17 +206,20 @@ def _enter_all(contenders: Sequence[Contender], config: ModelConfig, work: Work,
     return _Entries(work, config, runs, rows, found)
 
 
-def _enter(someone: Contender, config: ModelConfig, work: Work) -> tuple[Run | None, Row]:
+def _enter(someone: Contender, config: ModelConfig, work: Work, *, forgiving: bool) -> tuple[Run | None, Row]:
     """Build a contender and run it once."""
+    began = time.perf_counter()
     try:
         found = network(someone, config, work)
         run = entry(someone, found, work)
         run()
+        ready = time.perf_counter() - began
+        verify(someone, found, config, work)
     except Exception as error:
-        if someone.ours:
+        if someone.ours and not forgiving:
             raise
         return None, Row(name=someone.name, note=_one_line(error))
-    return run, Row(name=someone.name, parameters=parameters(found))
+    return run, Row(name=someone.name, parameters=parameters(found), ready=ready)
 
 
 def _finished(
@@ -221,21 +233,25 @@ def _finished(
     rows = [dataclasses.replace(row, seconds=tuple(samples.get((number, row.name), ()))) for row in one.rows]
     if protocol.memory:
         by_name = {someone.name: someone for someone in contenders}
-        rows = [_weighed(row, by_name[row.name], one) if row.name in by_name else row for row in rows]
+        rows = [_weighed(row, by_name.get(row.name), one, protocol) for row in rows]
     on_gpu = one.products and one.work.device.startswith("cuda")
     limit, rates = roofline_of(one.products, one.work) if on_gpu else (None, None)
     return Comparison(work=one.work, rows=tuple(rows), roofline=limit, rates=rates)
 
 
-def _weighed(row: Row, someone: Contender, one: _Entries) -> Row:
-    if not row.seconds:
+def _weighed(row: Row, someone: Contender | None, one: _Entries, protocol: Protocol) -> Row:
+    if someone is None or not row.seconds:
         return row
     try:
         return dataclasses.replace(row, peak=peak(someone, one.config, one.work))
     except ConfigError as error:
-        if someone.ours:
+        if someone.ours and not protocol.forgiving:
             raise
         return dataclasses.replace(row, note=_one_line(error))
+
+
+def _nothing(line: str) -> None:
+    return
 
 
 def _one_line(error: Exception) -> str:

@@ -26,13 +26,13 @@ STATUS = Path("/proc/self/status")
 
 
 def peak(someone: Contender, config: ModelConfig, work: Work) -> int | None:
-    """Bytes, measured in a fresh process; None on a CPU for what a compiler runs in, whose own memory would count.
+    """Bytes, measured in a fresh process; None on a CPU for what a compiler or an exporter runs in: they would count.
 
     Raises:
         ConfigError: the process failed.
     """
     kind = work.device.split(":")[0]
-    if kind not in ("cpu", "cuda") or (someone.compiled and kind == "cpu"):
+    if kind not in ("cpu", "cuda") or ((someone.compiled or someone.engine) and kind == "cpu"):
         return None
     asked = {
         "contender": dataclasses.asdict(someone),

@@ -6,13 +6,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from swindow.bench.measuring import Comparison, Row
-from swindow.bench.record import record
+from swindow.bench.record import record, today
 from swindow.checkpoints.files import write_atomic
 from swindow.errors import require
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from swindow.bench.claims import Claim
+
+STYLES = {"pass": "green", "falls short": "bold red", "incomplete": "yellow", "not measured": "dim"}
 COLUMNS = ("parameters", "ms a batch", "middle half", "images/s", "÷ fastest", "÷ floor", "peak MiB")
 
 
@@ -96,6 +99,33 @@ def sweep_chart(comparisons: Sequence[Comparison]) -> bytes:
     file = io.BytesIO()
     drawn.savefig(file, format="png")
     return file.getvalue()
+
+
+def claims_table(claims: Sequence["Claim"]) -> "Table":
+    """A row for each claim: the limit, the figure, whether it was kept, and against whom."""
+    from rich.table import Table
+
+    drawn = Table("what", "model", "must", "is", "verdict", "of", title="Claims", title_justify="left", box=None)
+    for column in drawn.columns[2:4]:
+        column.justify = "right"
+    for column in drawn.columns[1:5]:
+        column.no_wrap = True
+    for claim in claims:
+        measured = "" if claim.measured is None else f"{claim.measured:.2f}"
+        cells = (claim.what, claim.model, claim.must, measured, claim.verdict, claim.remark)
+        drawn.add_row(*cells, style=STYLES[claim.verdict])
+    return drawn
+
+
+def write_dated(content: dict[str, Any], out: Path, name: str) -> Path:
+    """With machine, versions and commit as JSON to `out`, or in the folder `out` to NAME-DATE.json."""
+    if out.suffix == ".json":
+        path = out
+    else:
+        out.mkdir(parents=True, exist_ok=True)
+        path = out / f"{name}-{today()}.json"
+    write_atomic(path, json.dumps(record() | content, indent=1) + "\n")
+    return path
 
 
 def write(comparisons: Sequence[Comparison], out: Path, *, sweep: bool, setting: dict[str, Any]) -> list[Path]:

@@ -21,6 +21,10 @@ TRITON_IS_PROVEN = False
 but have not run on a GPU yet: they do when asked for by name. `python benchmarks/gpu.py` is what proves them."""
 
 
+_MANY_TOKENS = 1024
+"""Above this, a matrix of all pairs of a window's tokens would need more memory than all else."""
+
+
 def window_attention(
     qkv: Float[Tensor, "B H W 3 N D"],
     bias: Float[Tensor, "N T T"] | None,
@@ -81,7 +85,8 @@ def choose(qkv: Tensor, bias: Tensor | None, window: Size, *, gradients: bool) -
     if qkv.device.type == "cpu":
         if not torch.compiler.is_exporting() and cpu.refusal(qkv) is None:
             return "cpu"
-        return "reference" if gradients or half else "sdpa"
+        few = window[0] * window[1] <= _MANY_TOKENS
+        return "reference" if few and (gradients or half) else "sdpa"
     if not TRITON_IS_PROVEN or not half or (bias is None and qkv.shape[1:3] == window):
         return "sdpa"
     from swindow.ops import triton

@@ -3,7 +3,6 @@
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional as F
 
 from swindow.ops.windows import Size, merge, partition, region_mask
 
@@ -66,8 +65,13 @@ def per_head(scale: float | Tensor) -> float | Tensor:
 
 
 def unit(x: Tensor) -> Tensor:
-    """Vectors of length one along the last axis; those of zero, as padded keys are in V2, stay zero in fp16 too."""
-    return F.normalize(x, dim=-1, eps=max(1e-12, torch.finfo(x.dtype).tiny))
+    """Vectors of length one along the last axis; those of zero, as padded keys are in V2, stay zero, and their slopes.
+
+    Dividing them by a small number would do for the values, but their slopes would be as large as fp16 cannot be.
+    """
+    length = x.norm(dim=-1, keepdim=True)
+    none = length < max(1e-12, torch.finfo(x.dtype).tiny)
+    return x.masked_fill(none, 0.0) / length.masked_fill(none, 1.0)
 
 
 def _weights(query: Tensor, key: Tensor, added: Tensor | None, scale: float | Tensor, cosine: bool) -> Tensor:

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from swindow.errors import ShapeError
-from swindow.ops.windows import Size
+from swindow.ops.windows import Size, undecided
 
 
 def bias_table(table: Float[Tensor, "R N"], old: Size, new: Size) -> Float[Tensor, "R2 N"]:
@@ -46,7 +46,7 @@ def sequence_table(table: Float[Tensor, "1 T C"], old: Size, new: Size, *, prefi
         return table
     image = table[:, prefix:].unflatten(1, old).permute(0, 3, 1, 2)
     # In fp32 whatever the table's dtype: halves have no such kernel, and the published numbers are fp32's.
-    image = F.interpolate(image.float(), size=new, mode="bicubic", antialias=True).to(table.dtype)
+    image = _antialiased(image.float(), new).to(table.dtype)
     return torch.cat([table[:, :prefix], image.flatten(2).transpose(1, 2)], dim=1)
 
 
@@ -62,6 +62,31 @@ def input_channels(kernel: Float[Tensor, "D C h w"], channels: int) -> Float[Ten
         return kernel.sum(1, keepdim=True)
     repeated = kernel[:, torch.arange(channels) % old]
     return repeated * (old / channels)
+
+
+def _antialiased(image: Tensor, size: Size) -> Tensor:
+    """Bicubic and antialiased, as Pillow does it.
+
+    While a compiler does not know the size, by sums with the same weights: the backward pass of torch's own kernel
+    cannot be traced then (torch 2.14 fails with "expected IntList but got GenericList").
+    """
+    if undecided(size[0], image.shape[2]) or undecided(size[1], image.shape[3]):
+        rows, columns = (_weights(old, new, image) for old, new in zip(image.shape[2:], size, strict=True))
+        image = (rows[:, :, None] * image[:, :, None]).sum(3)  # not by matmul, which autocast would make a half's
+        return (image[:, :, :, None] * columns).sum(4)
+    return F.interpolate(image, size=size, mode="bicubic", antialias=True)
+
+
+def _weights(old: int, new: int, like: Tensor) -> Float[Tensor, "new old"]:
+    """What each of `new` places takes from each of `old` ones: Keys' kernel with a = -1/2, widened to make smaller."""
+    ratio = old / torch.ones_like(like[0, 0, 0, 0]).mul(new)
+    width = ratio.clamp(min=1)
+    centres = (torch.arange(new, dtype=like.dtype, device=like.device) + 0.5) * ratio
+    places = torch.arange(old, dtype=like.dtype, device=like.device) + 0.5
+    x = ((places - centres[:, None]) / width).abs()
+    near, far = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
+    weights = torch.where(x < 1, near, torch.where(x < 2, far, 0.0))
+    return weights / weights.sum(1, keepdim=True)
 
 
 def _bicubic(image: Tensor, size: Size) -> Tensor:

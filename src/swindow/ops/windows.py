@@ -1,7 +1,9 @@
 """Windows on a token grid: pad, roll and partition, their inverses, and who may see whom.
 
 The sizes are written with window counts as the primary symbols (``rows = H // h``), without ``%`` and without ``-1``
-in views, so that `torch.export` can keep height and width symbolic.
+in views, so that `torch.export` can keep height and width symbolic. For the same reason maps are padded and cropped by
+index where a compiler does not know the sizes: a slice makes torch ask whether it is one, and every answer is a graph
+of its own, two for each axis, stage and merge.
 """
 
 import torch
@@ -16,12 +18,45 @@ def count(side: int, window: int) -> int:
     return (side + window - 1) // window
 
 
-def pad_to_windows(x: Tensor, window: Size) -> Tensor:
-    """Zeros to the right and below until the windows divide a ``B H W C`` map (Swin, footnote 4)."""
-    height, width = x.shape[1], x.shape[2]
-    below = count(height, window[0]) * window[0] - height
-    right = count(width, window[1]) * window[1] - width
-    return F.pad(x, (0, 0, 0, right, 0, below)) if below or right else x
+def pad_to_windows(x: Tensor, window: Size, *, first: int = 1) -> Tensor:
+    """Zeros to the right and below until the windows divide a ``B H W C`` map (Swin, footnote 4).
+
+    Height is axis `first` and width the one after it: 2 for ``B C H W``.
+    """
+    height, width = x.shape[first], x.shape[first + 1]
+    rows, columns = count(height, window[0]) * window[0], count(width, window[1]) * window[1]
+    if undecided(height, rows) or undecided(width, columns):
+        return between_zeros(between_zeros(x, first, rows), first + 1, columns)
+    below, right = rows - height, columns - width
+    return F.pad(x, (0, 0) * (x.ndim - 2 - first) + (0, right, 0, below)) if below or right else x
+
+
+def crop(x: Tensor, grid: Size, start: Size = (0, 0)) -> Tensor:
+    """As many rows and columns of a ``B H W …`` map as `grid` says, from `start` on: what padding has added, undone."""
+    height, width = grid
+    if undecided(x.shape[1], height) or undecided(x.shape[2], width):
+        rows, columns = (torch.arange(side, device=x.device) for side in grid)
+        return x.index_select(1, rows + start[0]).index_select(2, columns + start[1])
+    if x.shape[1] == height and x.shape[2] == width:
+        return x
+    return x[:, start[0] : start[0] + height, start[1] : start[1] + width]
+
+
+def between_zeros(x: Tensor, axis: int, length: int, before: int = 0) -> Tensor:
+    """`x` with zeros around it along an axis, `before` of them ahead of it and so many behind that it has `length`."""
+    side, behind = x.shape[axis], x.ndim - 1 - axis
+    place = torch.arange(length, device=x.device) - before
+    place = torch.where((place < 0) | (place >= side), side, place)  # the row of zeros put at the end
+    return F.pad(x, (0, 0) * behind + (0, 1)).index_select(axis, place)
+
+
+def undecided(one: int, other: int) -> bool:
+    """Whether two sizes are symbols of a graph under construction, of which it is not known whether they are equal."""
+    if not torch.compiler.is_compiling():
+        return False
+    from torch.fx.experimental.symbolic_shapes import statically_known_true  # here: it brings in sympy
+
+    return not (statically_known_true(one == other) or statically_known_true(one != other))
 
 
 def partition(x: Tensor, window: Size, shift: Size = (0, 0)) -> Tensor:

@@ -48,7 +48,7 @@ class Optimized(nn.Module):
 
 
 def optimize(
-    model: Model, *, size: int | Size | None = None, dtype: torch.dtype | Precision | None = None, batch: int = 1
+    model: Model, *, size: int | Size | None = None, dtype: torch.dtype | str | None = None, batch: int = 1
 ) -> Optimized:
     """`model` for inference alone, as fast as the machine that it is on allows; the model stays as it is.
 

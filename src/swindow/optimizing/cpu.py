@@ -15,6 +15,7 @@ from swindow.model import Model
 from swindow.ops import cpu
 from swindow.ops.cpu import native
 from swindow.ops.cpu.branches import DTYPES, AttentionBranch, LinearLayer, MlpBranch
+from swindow.ops.linear import Before
 from swindow.ops.windows import Size
 from swindow.optimizing.freezing import frozen
 from swindow.shapes import Images, Tokens
@@ -161,7 +162,10 @@ class PackedLinear(nn.Module):
         self.bias, self.gelu = layer.bias, "gelu" if gelu else "none"
         self.in_features, self.out_features = layer.in_features, layer.out_features
 
-    def forward(self, x: Float[Tensor, "... I"]) -> Float[Tensor, "... O"]:
+    def forward(
+        self, x: Float[Tensor, "..."], before: Before | None = None, learned: tuple[Tensor, ...] = ()
+    ) -> Float[Tensor, "... O"]:
+        x = x if before is None else before(x)
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, self.gelu, [], "none")
 
 
@@ -172,8 +176,8 @@ class PackedMlp(nn.Module):
         super().__init__()
         self.fc1, self.fc2 = PackedLinear(mlp.fc1, rows, gelu=True), PackedLinear(mlp.fc2, rows)
 
-    def forward(self, x: Float[Tensor, "... C"]) -> Float[Tensor, "... C"]:
-        return self.fc2(self.fc1(x))
+    def forward(self, x: Float[Tensor, "... C"], norm: nn.Module | None = None) -> Float[Tensor, "... C"]:
+        return self.fc2(self.fc1(x, norm))
 
 
 def weights_of(layer: nn.Module) -> Weights:

@@ -32,7 +32,7 @@ class Constant(nn.Module):
 
 @torch.no_grad()  # not inference mode, whose tensors no compiler with autograd takes
 def frozen(model: Frozen) -> Frozen:
-    """A deep copy of `model` in eval mode, without gradients, that computes the same outputs to the bit.
+    """A deep copy of `model` in eval mode that computes the same outputs as it does without gradients, to the bit.
 
     Position biases (V1's gathered from tables, V2's and Swin-MoE's made by networks), V2's scales of logits and its
     biases of queries and values become constants, of the model's own dtype: cast the copy, and not the model, to have

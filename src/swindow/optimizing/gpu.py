@@ -58,7 +58,7 @@ def optimize_for_gpu(
     images = images.to(dtype) if small else images  # what a graph reads is cast while it is copied there
     compiled = Compiled(ready, images, options=_TUNED if tuned else None)
     shape, how = f"{batch} of {size[0]}x{size[1]}", ", matrix products tuned" if tuned else ""
-    did.append(f"compiled by inductor for batches of {shape}{how}; another shape compiles once more, for all others")
+    did.append(f"compiled by inductor for batches of {shape}{how}; another shape compiles when it first comes")
     if not small:
         return compiled, did
     did.append(f"captured as a CUDA graph for batches of {shape}, one launch each; other shapes run compiled")
@@ -101,7 +101,7 @@ class Cast(nn.Module):
 
 
 class Compiled(nn.Module):
-    """A network compiled for images of one shape, and, when others come, once more for any shape."""
+    """A network compiled for images of one shape, and, when others come, again with sizes left open."""
 
     def __init__(
         self, network: nn.Module, images: Tensor, *, backend: str = "inductor", options: dict[str, Any] | None = None

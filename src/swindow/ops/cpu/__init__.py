@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from swindow.errors import BackendUnavailable
+from swindow.ops import reference
 from swindow.ops.cpu import native
 from swindow.ops.cpu.branches import DTYPES, Windows, least_length, pad_bias
 from swindow.ops.windows import Size
@@ -44,7 +45,7 @@ def window_attention(
 ) -> Float[Tensor, "B H W N D"]:
     """The contract of `swindow.ops.attention.window_attention`, forward and backward in one kernel each.
 
-    Differentiable once. Bit for bit the same on every run with the same number of threads.
+    Bit for bit the same on every run with the same number of threads.
 
     Raises:
         BackendUnavailable: it cannot run on this device, dtype or shape, or nothing here can build it.
@@ -70,9 +71,12 @@ def refusal(qkv: Float[Tensor, "B H W 3 N D"]) -> str | None:
     return _machine_refusal()
 
 
-@torch.compiler.assume_constant_result
 def _machine_refusal() -> str | None:
     return native.refusal()
+
+
+# What `torch.compiler.assume_constant_result` sets; the decorator itself takes a second to import the compiler.
+_machine_refusal._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 _OPERATORS = torch.library.Library("swindow", "FRAGMENT")  # not `custom_op`, whose first call imports torch.compile
@@ -171,10 +175,22 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     qkv, bias, scale = ctx.saved_tensors
     _, needs_bias, needs_scale, *_ = ctx.needs_input_grad
     biased = needs_bias and bias is not None
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # somebody wants a second derivative
+        return _plainly(ctx, grad)
     slope, bias_slope, scale_slope = torch.ops.swindow.cpu_window_attention_backward(
         grad, qkv, bias, scale, ctx.window, ctx.shift, ctx.cosine, biased
     )
     return slope, bias_slope if biased else None, scale_slope if needs_scale else None, None, None, None
+
+
+def _plainly(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    """Gradients by autograd's own rules, which can be differentiated again."""
+    qkv, bias, scale = inputs = ctx.saved_tensors
+    size, shift = (ctx.window[0], ctx.window[1]), (ctx.shift[0], ctx.shift[1])
+    out = reference.window_attention(qkv, bias, window=size, shift=shift, scale=scale.to(qkv.dtype), cosine=ctx.cosine)
+    wanted = [x for x, need in zip(inputs, ctx.needs_input_grad, strict=False) if need]
+    found = iter(torch.autograd.grad(out, wanted, grad, create_graph=True))
+    return *(next(found) if need else None for need in ctx.needs_input_grad[:3]), None, None, None
 
 
 _OPERATORS.impl("cpu_window_attention", _forward, "CPU")

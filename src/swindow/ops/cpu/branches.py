@@ -318,7 +318,7 @@ def _check(x: Tensor, dtype: torch.dtype, channels: int, *, axis: int = -1) -> N
 
 
 def least_length(dtype: torch.dtype) -> float:
-    """The least length that a vector is divided by, as in `swindow.ops.reference.unit`."""
+    """Vectors shorter than this have no direction, as in `swindow.ops.reference.unit`."""
     return max(1e-12, torch.finfo(dtype).tiny)
 
 

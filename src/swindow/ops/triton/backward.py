@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from swindow.ops.triton.tiles import (
+    COUNTS,
     Task,
     head_scale,
     locate,
@@ -85,7 +86,7 @@ def _total(partial: Tensor | None) -> Tensor | None:
     return None if partial is None else partial.sum(0)
 
 
-@triton.jit
+@triton.jit(**COUNTS)
 def _window(
     qkv,
     strides,
@@ -117,7 +118,7 @@ def _window(
     tile_k: tl.constexpr,
 ):
     tokens: tl.constexpr = window_h * window_w
-    head, run = tl.program_id(0) % heads, tl.program_id(0) // heads
+    head, run = (tl.program_id(0) % heads).to(tl.int64), tl.program_id(0) // heads
     token = tl.arange(0, tile_q)
     known = token < tokens
     c = head_scale(scale, factor, head)
@@ -130,7 +131,7 @@ def _window(
         rows = offsets(image, y, x, strides)
         raw_query = read(part, rows, strides[5], depth, width)
         raw_key = read(part + strides[3], rows, strides[5], depth, width)
-        value = read(part + 2 * strides[3], rows, strides[5], depth, width)
+        value = read(part + strides[3] + strides[3], rows, strides[5], depth, width)
         query, key = unit(raw_query, cosine, eps), unit(raw_key, cosine, eps)
         s = logits(query, key, added, c, region, region, shifted, exact, precision)
         p = tl.exp2(s - tl.max(s, 1)[:, None])
@@ -139,7 +140,7 @@ def _window(
         back = read_known(grad + head * grad_strides[3], taken, known, grad_strides[4], depth, width)
         rows = offsets(image, y, x, slope_strides)
         value_slope = product(tl.trans(p.to(back.dtype)), back, exact, precision)
-        write(into + 2 * slope_strides[3], rows, known, value_slope, depth, width)
+        write(into + slope_strides[3] + slope_strides[3], rows, known, value_slope, depth, width)
         p_slope = product(back, tl.trans(value), exact, precision)
         s_slope = p * (p_slope - tl.sum(p * p_slope, 1)[:, None])
         if bias_slopes is not None:
@@ -158,7 +159,7 @@ def _window(
         tl.store(scale_slopes + run * heads + head, tl.sum(scale_slope, 0))
 
 
-@triton.jit
+@triton.jit(**COUNTS)
 def _queries(
     qkv,
     strides,
@@ -193,7 +194,7 @@ def _queries(
     tile_k: tl.constexpr,
 ):
     tokens: tl.constexpr = window_h * window_w
-    head, run = tl.program_id(0) % heads, tl.program_id(0) // heads
+    head, run = (tl.program_id(0) % heads).to(tl.int64), tl.program_id(0) // heads
     row = tl.program_id(1) * tile_q + tl.arange(0, tile_q)
     known = row < tokens
     c = head_scale(scale, factor, head)
@@ -216,7 +217,7 @@ def _queries(
             _, key_y, key_x, key_region = locate(at, column, size, shift, window_h, window_w)
             seen = offsets(image, key_y, key_x, strides)
             key = unit(read(part + strides[3], seen, strides[5], depth, width), cosine, eps)
-            value = read(part + 2 * strides[3], seen, strides[5], depth, width)
+            value = read(part + strides[3] + strides[3], seen, strides[5], depth, width)
             added = read_bias(bias, bias_strides, head, row, column, tokens)
             s = logits(query, key, added, c, region, key_region, shifted, exact, precision)
             p_slope = product(back, tl.trans(value), exact, precision)
@@ -232,7 +233,7 @@ def _queries(
         tl.store(scale_slopes + program * heads + head, tl.sum(scale_slope, 0))
 
 
-@triton.jit
+@triton.jit(**COUNTS)
 def _keys(
     qkv,
     strides,
@@ -264,7 +265,7 @@ def _keys(
     tile_k: tl.constexpr,
 ):
     tokens: tl.constexpr = window_h * window_w
-    head, run = tl.program_id(0) % heads, tl.program_id(0) // heads
+    head, run = (tl.program_id(0) % heads).to(tl.int64), tl.program_id(0) // heads
     column = tl.program_id(1) * tile_k + tl.arange(0, tile_k)
     c = head_scale(scale, factor, head)
     part, into = qkv + head * strides[4], slope + head * slope_strides[4]
@@ -273,7 +274,7 @@ def _keys(
         seen = offsets(image, y, x, strides)
         raw = read(part + strides[3], seen, strides[5], depth, width)
         key = unit(raw, cosine, eps)
-        value = read(part + 2 * strides[3], seen, strides[5], depth, width)
+        value = read(part + strides[3] + strides[3], seen, strides[5], depth, width)
         line = (tl.cast(at, tl.int64) * heads + head) * tokens
         key_slope = tl.zeros((tile_k, width), tl.float32)
         value_slope = tl.zeros((tile_k, width), tl.float32)
@@ -297,10 +298,10 @@ def _keys(
         rows = offsets(image, y, x, slope_strides)
         key_slope = through_unit(key_slope * c, raw, cosine, eps)
         write(into + slope_strides[3], rows, known, key_slope, depth, width)
-        write(into + 2 * slope_strides[3], rows, known, value_slope, depth, width)
+        write(into + slope_strides[3] + slope_strides[3], rows, known, value_slope, depth, width)
 
 
-@triton.jit
+@triton.jit(**COUNTS)
 def _pairs(
     qkv,
     strides,
@@ -333,7 +334,7 @@ def _pairs(
     tile_k: tl.constexpr,
 ):
     tokens: tl.constexpr = window_h * window_w
-    head, run = tl.program_id(0) % heads, tl.program_id(0) // heads
+    head, run = (tl.program_id(0) % heads).to(tl.int64), tl.program_id(0) // heads
     columns: tl.constexpr = (tokens + tile_k - 1) // tile_k
     row = tl.program_id(1) // columns * tile_q + tl.arange(0, tile_q)
     column = tl.program_id(1) % columns * tile_k + tl.arange(0, tile_k)
@@ -350,7 +351,7 @@ def _pairs(
         _, key_y, key_x, key_region = locate(at, column, size, shift, window_h, window_w)
         seen = offsets(image, key_y, key_x, strides)
         key = unit(read(part + strides[3], seen, strides[5], depth, width), cosine, eps)
-        value = read(part + 2 * strides[3], seen, strides[5], depth, width)
+        value = read(part + strides[3] + strides[3], seen, strides[5], depth, width)
         line = (tl.cast(at, tl.int64) * heads + head) * tokens
         mean = tl.load(delta + line + row, mask=known, other=0.0)
         total = tl.load(lse + line + tl.minimum(row, tokens - 1))

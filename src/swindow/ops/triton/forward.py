@@ -5,6 +5,7 @@ import triton.language as tl
 from torch import Tensor
 
 from swindow.ops.triton.tiles import (
+    COUNTS,
     Task,
     head_scale,
     locate,
@@ -30,7 +31,7 @@ def launch(task: Task, out: Tensor, lse: Tensor) -> None:
     )
 
 
-@triton.jit
+@triton.jit(**COUNTS)
 def _forward(
     qkv,
     strides,
@@ -60,7 +61,8 @@ def _forward(
     keep: tl.constexpr,
 ):
     tokens: tl.constexpr = window_h * window_w
-    head = tl.program_id(0) % heads  # fastest: heads of a window lie side by side, in the same lines of memory
+    # Fastest, because heads of a window lie side by side, in the same lines of memory; 64 bits for far strides.
+    head = (tl.program_id(0) % heads).to(tl.int64)
     first = tl.program_id(0) // heads * each
     row = tl.program_id(1) * tile_q + tl.arange(0, tile_q)
     c = head_scale(scale, factor, head)
@@ -87,7 +89,7 @@ def _forward(
             p = tl.exp2(s - base[:, None])
             fade = tl.exp2(top - base)
             total = total * fade + tl.sum(p, 1)
-            value = read(part + 2 * strides[3], seen, strides[5], depth, width)
+            value = read(part + strides[3] + strides[3], seen, strides[5], depth, width)
             mixed = mixed * fade[:, None] + product(p.to(value.dtype), value, exact, precision)
             top = peak
         known = row < tokens

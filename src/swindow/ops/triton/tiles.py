@@ -16,6 +16,9 @@ from torch import Tensor
 from swindow.ops.windows import Size
 
 LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)  # softmax in powers of two: exp2 is an instruction, exp is not
+COUNTS: dict[str, Any] = {"do_not_specialize": ("windows",), "do_not_specialize_on_alignment": ("each",)}
+"""Two arguments differ with every batch, and nothing is compiled anew for multiples of sixteen; but a program that
+takes each=1 window is another, without a loop and with far fewer registers."""
 INTERPRETED: bool = triton.knobs.runtime.interpret
 
 _DTYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
@@ -42,6 +45,17 @@ def tiling(tokens: int) -> Tiling:
     return Tiling(side, keys, triton.cdiv(tokens, side), triton.cdiv(tokens, keys))
 
 
+class Launch(NamedTuple):
+    """How a kernel is cut up and compiled, where that is being tried out."""
+
+    programs: int
+    """About so many programs share the work."""
+    warps: int
+    """Of 32 threads, a program."""
+    stages: int
+    """Windows or tiles in flight at once: those fetched ahead, and the one at work."""
+
+
 class Task(NamedTuple):
     """The operation's arguments, as the kernels want them."""
 
@@ -52,6 +66,8 @@ class Task(NamedTuple):
     window: Size
     shift: Size
     cosine: bool
+    tried: Launch | None = None
+    """In place of what a kernel would be launched with."""
 
     @property
     def tokens(self) -> int:
@@ -74,6 +90,7 @@ class Task(NamedTuple):
 
         Counted from the shape and not from the device, so that sums over windows are the same sums everywhere.
         """
+        programs = programs if self.tried is None else self.tried.programs
         each = triton.cdiv(self.windows * self.heads * tiles, programs)
         return each, triton.cdiv(self.windows, each)
 
@@ -84,6 +101,7 @@ class Task(NamedTuple):
         # A warp for the 16 rows of its matrix instruction; fp32 has none, and twice the registers for all it holds:
         # with fewer warps, or the next window's tokens fetched ahead, it spills (tests/ops/test_triton.py).
         warps, stages = (tiles.queries // 8, 1) if dtype == torch.float32 else (tiles.queries // 16, 2)
+        warps, stages = (warps, stages) if self.tried is None else (self.tried.warps, self.tried.stages)
         return {
             "qkv": self.qkv,
             "strides": self.qkv.stride(),

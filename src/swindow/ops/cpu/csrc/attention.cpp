@@ -13,7 +13,7 @@ struct Attention {
   const float* bias;   // heads x tokens x padded tokens, -inf behind the last token; or null
   const float* scale;  // of each head
   int32_t cosine;
-  float tiny;          // the least length to divide by
+  float tiny;          // a shorter vector has no direction
 };
 
 // One of a head's three parts, from the map to fp32 rows.
@@ -191,7 +191,7 @@ static float some_logit_gradients(int64_t count, const Backward& s, int64_t firs
 INLINE void to_unit(float* rows, int64_t stride, int64_t tokens, int64_t dim, float tiny, float* lengths) {
   for (int64_t t = 0; t < tokens; t++) {
     lengths[t] = length(rows + t * stride, dim);
-    const float by = 1.0f / std::max(lengths[t], tiny);
+    const float by = to_divide_by(lengths[t], tiny);
     for (int64_t d = 0; d < dim; d++) rows[t * stride + d] *= by;
   }
 }
@@ -199,9 +199,8 @@ INLINE void to_unit(float* rows, int64_t stride, int64_t tokens, int64_t dim, fl
 INLINE void through_unit(const float* unit, int64_t stride, int64_t tokens, int64_t dim, float tiny, const float* lengths, float* g) {
   for (int64_t t = 0; t < tokens; t++) {
     float along = 0;
-    if (lengths[t] > tiny)
-      for (int64_t d = 0; d < dim; d++) along += unit[t * stride + d] * g[t * stride + d];
-    const float by = 1.0f / std::max(lengths[t], tiny);
+    for (int64_t d = 0; d < dim; d++) along += unit[t * stride + d] * g[t * stride + d];
+    const float by = to_divide_by(lengths[t], tiny);
     for (int64_t d = 0; d < dim; d++) g[t * stride + d] = (g[t * stride + d] - unit[t * stride + d] * along) * by;
   }
 }

@@ -165,14 +165,17 @@ INLINE float length(const float* row, int64_t dim) {
   return std::sqrt(total);
 }
 
+// One over a length; vectors that have none, shorter than `tiny`, become zero.
+INLINE float to_divide_by(float length, float tiny) { return length < tiny ? 0.0f : 1.0f / length; }
+
 // Factors of queries; for cosine attention they hold a query's length, and keys are divided by theirs, in place, as by
 // `swindow.ops.reference.unit`.
 INLINE void find_factors(float* q, float* k, int64_t stride, int64_t tokens, int64_t dim, float scale, bool cosine, float tiny, float* factor) {
   for (int64_t t = 0; t < tokens; t++) {
     factor[t] = scale;
     if (!cosine) continue;
-    const float query = length(q + t * stride, dim), key = 1.0f / std::max(length(k + t * stride, dim), tiny);
-    factor[t] /= std::max(query, tiny);
+    const float key = to_divide_by(length(k + t * stride, dim), tiny);
+    factor[t] *= to_divide_by(length(q + t * stride, dim), tiny);
     for (int64_t d = 0; d < dim; d++) k[t * stride + d] *= key;
   }
 }

@@ -59,7 +59,7 @@ struct AttentionBranch {
   const float* bias;  // heads x tokens x padded tokens, -inf behind the last token
   const float* scale; // of each head
   int32_t cosine;
-  float tiny;         // the least length to divide by
+  float tiny;         // a shorter vector has no direction
 };
 
 template <typename T>
