@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import swindow
 from swindow.model import Model
 from tiny_families import FAMILIES, tiny_of
 
@@ -63,3 +64,21 @@ def test_in_evaluation_nothing_is_computed_twice(family: str) -> None:
         block.register_forward_hook(lambda *_: calls.append(1))
     model(torch.randn(1, 3, 16, 16)).sum().backward()
     assert len(calls) == len(list(model.backbone.blocks()))
+
+
+def test_large_maps_are_checkpointed_a_few_images_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("swindow.backbones.windowed._PIECE", 300)
+    torch.manual_seed(0)
+    model = swindow.build("swin_micro", num_classes=3, dim=8, num_heads=(1, 1, 1), drop_path=0.0).train()
+    images, results = torch.randn(5, 3, 24, 24), []
+    for checkpointing in (False, True):
+        model.backbone.checkpoint_blocks(checkpointing)
+        lengths: list[int] = []
+        block = next(model.backbone.blocks())
+        handle = block.register_forward_hook(lambda module, given, out, lengths=lengths: lengths.append(len(out)))
+        loss = model(images).square().sum()
+        results.append(torch.autograd.grad(loss, list(model.parameters())))
+        handle.remove()
+    assert lengths == [1] * 10
+    for plain, again in zip(*results, strict=True):
+        torch.testing.assert_close(again, plain, rtol=1e-4, atol=1e-5 * float(plain.abs().max()))

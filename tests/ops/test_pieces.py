@@ -74,3 +74,20 @@ def test_a_second_derivative_is_that_of_torch() -> None:
     module = nn.Sequential(nn.Linear(3, 4), nn.Tanh()).double()
     inputs = (torch.randn(5, 3, dtype=torch.float64, requires_grad=True), *module.parameters())
     assert torch.autograd.gradgradcheck(lambda x, *parameters: by_pieces(module, x, parameters, 2), inputs)
+
+
+def test_what_is_drawn_at_random_is_drawn_again() -> None:
+    drawn: list[Tensor] = []
+
+    def run(x: Tensor) -> Tensor:
+        drawn.append(torch.rand(()))
+        return x * drawn[-1]
+
+    x = torch.ones(5, 2, requires_grad=True)
+    out = by_pieces(run, x, (), 2)
+    after = torch.get_rng_state()
+    (slope,) = torch.autograd.grad(out.sum(), x)
+    assert drawn[3:] == drawn[:3]
+    assert len({float(x) for x in drawn}) == 3
+    assert torch.equal(slope, out)
+    assert torch.equal(torch.get_rng_state(), after)

@@ -30,6 +30,8 @@ from swindow.errors import ConfigError
 from swindow.layers import Linear, PatchEmbed, drop_path_rates, init_weights, learned_by
 from swindow.ops import reference
 from swindow.ops.attention import Backend, window_attention
+from swindow.ops.linear import keeps_for_backward
+from swindow.ops.pieces import by_pieces, in_company
 from swindow.ops.windows import Size, crop, pad_to_windows, relative_position_index
 from swindow.shapes import Images, Pyramid, Tokens
 
@@ -142,11 +144,11 @@ _PIECE = 2**19
 
 def _inputs_kept(block: nn.Module, x: Tokens) -> Tokens:
     """A block of which training keeps the input alone; on a CPU, where nothing is launched, a few images at a time."""
-    if x.device.type != "cpu" or torch.compiler.is_compiling() or x.numel() <= _PIECE:
+    alone = x.numel() <= _PIECE or x.shape[0] == 1 or not keeps_for_backward((x, *learned_by(block)))
+    if alone or x.device.type != "cpu" or in_company():
         return checkpoint(block, x, use_reentrant=False)
     # What is dropped at random is drawn piece by piece: other images than without checkpointing, no more and no fewer.
-    pieces = x.split(max(1, _PIECE * x.shape[0] // x.numel()))
-    return torch.cat([checkpoint(block, piece, use_reentrant=False) for piece in pieces])
+    return by_pieces(block, x, learned_by(block), max(1, _PIECE * x.shape[0] // x.numel()))
 
 
 class AbsolutePosition(nn.Module):

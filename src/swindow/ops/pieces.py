@@ -16,12 +16,18 @@ def by_pieces(
     """``run(x)`` for a map of many images, `images` of them at a time; the backward pass runs each piece again.
 
     Args:
-        run: treats every image alike and by itself, without chance; its output is as long as its input along B.
+        run: treats every image by itself; its output is as long as its input along B. What it draws at random, it
+            draws piece by piece, and the same again in the backward pass.
         parameters: what it learns; those that need no gradient may be among them.
     """
-    if images >= x.shape[0]:
+    if images >= x.shape[0] or in_company():
         return run(x)
     return _Pieces.apply(run, images, x, *parameters)
+
+
+def in_company() -> bool:
+    """Whether other processes train too: parameters that are sharded are others in the backward pass."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 class _Pieces(torch.autograd.Function):
@@ -31,10 +37,12 @@ class _Pieces(torch.autograd.Function):
         device = x.device.type
         ctx.autocast = {"enabled": torch.is_autocast_enabled(device), "dtype": torch.get_autocast_dtype(device)}
         ctx.save_for_backward(x, *parameters)
+        ctx.chances = [torch.get_rng_state()]
         first = run(x[:images])
         out = first.new_empty((x.shape[0], *first.shape[1:]))  # not a list to join: both would be in memory
         out[:images] = first
         for start in range(images, x.shape[0], images):
+            ctx.chances.append(torch.get_rng_state())
             out[start : start + images] = run(x[start : start + images])
         return out
 
@@ -46,7 +54,9 @@ class _Pieces(torch.autograd.Function):
         wanted = [parameter for parameter, need in zip(parameters, needs, strict=True) if need]
         on_pieces: list[Tensor] = []
         sums: list[Tensor] = []
-        for piece, toward in zip(x.split(ctx.images), grad.split(ctx.images), strict=True):
+        chance = torch.get_rng_state()
+        for piece, toward, then in zip(x.split(ctx.images), grad.split(ctx.images), ctx.chances, strict=True):
+            torch.set_rng_state(then)
             source = piece if again else piece.detach().requires_grad_(needs_x)
             with torch.enable_grad(), torch.autocast(x.device.type, **ctx.autocast):
                 out = ctx.run(source)
@@ -60,6 +70,7 @@ class _Pieces(torch.autograd.Function):
                 torch._foreach_add_(sums, found)
             else:
                 sums = found
+        torch.set_rng_state(chance)
         each = iter(sums)
         on_x = torch.cat(on_pieces) if needs_x else None
         return None, None, on_x, *(next(each) if need else None for need in needs)
