@@ -14,6 +14,7 @@ import argparse
 import collections
 import dataclasses
 import io
+import os
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,7 +26,7 @@ from record import write_record
 from torch.profiler import ProfilerActivity, profile
 
 from swindow.bench.contenders import contender, entry, network, verify
-from swindow.bench.measuring import made_for
+from swindow.bench.measuring import line, made_for
 from swindow.bench.timing import Run, interleave, spread
 from swindow.bench.work import Work
 from swindow.errors import SwindowError
@@ -112,6 +113,17 @@ def profiled(run: Run) -> dict[str, float]:
     whole = sum(event.cpu_time_total for event in events if event.name == "one pass")
     own = [(e.name, e.input_shapes or (), e.self_cpu_time_total) for e in events if e.name != "one pass"]
     return shares(own, whole)
+
+
+def everybody(model: str, mode: str, against: Sequence[str]) -> list[str]:
+    """Peers, our model, and in inference what `swindow.optimize` makes of it.
+
+    Raises:
+        SwindowError: a peer or a way to run that there is not.
+    """
+    ours = (model, f"{model}:optimize") if mode == "infer" else (model,)
+    (contenders,) = line(ours, against).values()
+    return [one.name for one in sorted(contenders, key=lambda one: one.ours)]
 
 
 def measure(work: Work, names: Sequence[str], rounds: int) -> list[Profile]:
@@ -204,13 +216,18 @@ def main() -> None:
     words = asked.parse_args()
     if words.threads:
         torch.set_num_threads(words.threads)
-    work = Work(model=words.model, mode=words.mode, size=(words.size, words.size), batch=words.batch, dtype=words.dtype)
-    optimized = [f"{words.model}:optimize"] if words.mode == "infer" else []
-    names = [*filter(None, words.against.split(",")), words.model, *optimized]
-    profiles = measure(work, names, 1 if words.quick else words.rounds)
-    sys.stdout.write(f"{work.title}, {torch.get_num_threads()} threads\n\n{table(profiles, markdown=words.markdown)}")
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's remarks on its own start, stop and missing GPU
+    fields = {"model": words.model, "mode": words.mode, "batch": words.batch, "dtype": words.dtype}
+    try:
+        work = Work(**fields, size=(words.size, words.size))
+        names = everybody(words.model, words.mode, list(filter(None, words.against.split(","))))
+        profiles = measure(work, names, 1 if words.quick else words.rounds)
+    except SwindowError as error:
+        asked.exit(2, f"{error}\n")
+    title = f"{work.title}, {torch.get_num_threads()} threads"
+    sys.stdout.write(f"{title}\n\n{table(profiles, markdown=words.markdown)}")
     if words.picture is not None:
-        words.picture.write_bytes(picture(profiles, work.title))
+        words.picture.write_bytes(picture(profiles, title))
         sys.stdout.write(f"{words.picture}\n")
     if not words.quick:
         name = f"where-time-goes-{words.model}-{words.dtype}-{words.mode}"

@@ -25,7 +25,7 @@ from swindow.bench.tables import growth, per_pixel, roofline_line, sweep_chart, 
 from swindow.bench.timing import interleave, ratio, spread
 from swindow.bench.work import Work
 from swindow.counting import count
-from swindow.errors import ConfigError, MissingExtra, UnknownName
+from swindow.errors import ConfigError, MissingExtra, SwindowError, UnknownName
 from swindow.model import Model, ModelConfig, model_config
 
 Tiny = Callable[..., Model]
@@ -309,8 +309,16 @@ def test_everybody_runs_and_who_cannot_says_why(
 
 
 def test_our_own_failures_are_errors(config: ModelConfig) -> None:
-    with pytest.raises(ConfigError, match="optimize"):
-        compare([contender("tiny:optimize")], config, [work(mode="train")], QUICK)
+    with pytest.raises(SwindowError, match="channels"):
+        compare([contender("tiny")], config, [work(channels=4)], QUICK)
+
+
+def test_in_training_who_only_infers_says_so(config: ModelConfig) -> None:
+    everybody = [contender(name) for name in ("tiny", "tiny:optimize", "openvino")]
+    (done,) = compare(everybody, config, [work(mode="train")], QUICK)
+    notes = {row.name: row.note for row in done.rows if not row.floor}
+    assert notes["tiny"] == ""
+    assert notes["tiny:optimize"] == notes["openvino"] == "for inference only; --mode infer leaves training out"
 
 
 def test_a_missing_library_is_a_missing_extra(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -465,6 +473,8 @@ def test_bench_takes_what_the_model_is_made_for() -> None:
     assert (done.work.size, done.work.classes) == ((32, 32), 1000)
     with pytest.raises(UnknownName, match="did you mean swin_nano"):
         bench(dataclasses.replace(asked, models=("swin_nanno",)))
+    with pytest.raises(ConfigError, match="batch 2 of 0x8 pixels: batch, height and width must be at least 1"):
+        work(size=(0, 8))
     for wrong in ({"batch": 0}, {"size": (0, 8)}, {"device": "cuda:99"}, {"dtype": "fp8"}):
         with pytest.raises(ConfigError):
             bench(dataclasses.replace(asked, **wrong))
@@ -473,6 +483,18 @@ def test_bench_takes_what_the_model_is_made_for() -> None:
             dataclasses.replace(asked, **wrong)
     with pytest.raises(ConfigError, match="at least 1"):
         Protocol(rounds=0)
+
+
+def test_both_modes_of_a_line_with_an_optimized_model_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    words = "swin_nano swin_nano:optimize --size 16 --batch 1 --rounds 1 --no-memory --device cpu"
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["bench", *words.split()])
+    said = capsys.readouterr()
+    assert ended.value.code == 0
+    inference, training = said.out.split("swin_nano, training step, 16x16")
+    assert "swin_nano, inference, 16x16" in inference
+    assert "only" not in inference
+    assert "swin_nano:optimize: for inference only" in training
 
 
 # The paper's table 5

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from swindow.bench.memory import peak
 from swindow.bench.suite import FLOOR, Suite, suite, work_of
 from swindow.bench.work import Work
 from swindow.devices import Precision
-from swindow.errors import ConfigError, MissingExtra
+from swindow.errors import ConfigError, MissingExtra, UnknownName
 from swindow.model import ModelConfig, model_config
 
 QUICK = Protocol(rounds=1, warmup=1, memory=False, floor=False)
@@ -393,6 +394,12 @@ def test_a_suite_takes_no_models(capsys: pytest.CaptureFixture[str]) -> None:
     assert "takes no models, dtype" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("wrong", [{"batch": 0}, {"rounds": 0}, {"threads": -1}])
+def test_a_suite_says_what_it_takes(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="batch and rounds must be at least 1, threads at least 0"):
+        Suite(**wrong)
+
+
 # Imports
 
 
@@ -479,3 +486,30 @@ def test_where_time_goes_is_printed_drawn_and_recorded(where_time_goes: Any) -> 
     assert len(drawn) < 300_000
     content = json.loads(json.dumps(where_time_goes.content(task, profiles, 1)))
     assert sum(content["profiles"][1]["ms_by_kind"].values()) == pytest.approx(content["profiles"][1]["ms"])
+
+
+def test_peers_come_first_and_must_be_peers(where_time_goes: Any) -> None:
+    assert where_time_goes.everybody("swin_tiny", "infer", ["timm", "torchvision"]) == [
+        *("timm", "torchvision", "swin_tiny", "swin_tiny:optimize")
+    ]
+    assert where_time_goes.everybody("swin_tiny", "train", []) == ["swin_tiny"]
+    with pytest.raises(UnknownName, match="peer 'nobody'"):
+        where_time_goes.everybody("swin_tiny", "infer", ["nobody"])
+
+
+@pytest.mark.slow
+def test_the_script_says_how_many_threads_and_nothing_of_the_profiler_s(tmp_path: Path) -> None:
+    script = Path(__file__).parents[1] / "benchmarks" / "where_time_goes.py"
+    words = ["--quick", "--model", "swin_micro", "--size", "32", "--batch", "1", "--threads", "1"]
+
+    def run(*more: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, str(script), *words, *more], capture_output=True, text=True, check=False)
+
+    refused = run("--against", "nobody")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr.count("\n") == 1
+    assert "nobody" in refused.stderr
+    done = run("--against", "", "--picture", str(tmp_path / "drawn.png"))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("swin_micro, inference, 32x32, batch 1, fp32, cpu, 1 threads\n")
+    assert (tmp_path / "drawn.png").read_bytes().startswith(b"\x89PNG")

@@ -1,5 +1,6 @@
 """The GPU benchmark without a GPU: its sections on tiny models, what it makes of them, and how it bears failure."""
 
+import contextlib
 import importlib
 import json
 import subprocess
@@ -37,11 +38,12 @@ def run(tmp_path: Path, *words: str) -> tuple[dict[str, Any], str]:
 
 @pytest.mark.slow
 def test_a_dry_run_leaves_figures(tmp_path: Path) -> None:
-    found, said = run(tmp_path, "--device", "cpu", "--sections", "tests,attention,latency")
+    found, said = run(tmp_path, "--device", "cpu", "--sections", "tests,attention,latency,grid")
     sections = found["sections"]
     assert {name: one["status"] for name, one in sections.items()} == dict.fromkeys(sections, "done"), said
     assert {line["outcome"] for line in sections["tests"]["lines"] if "test" in line} <= {"passed", "skipped"}
     assert sections["tests"]["lines"][-1] == {"exit": 0}
+    assert sections["grid"]["lines"] == [{"exit": 5}]  # no long tests in the one file of a dry run
     kernels = {(line["shape"], line["backend"]): line for line in sections["attention"]["lines"] if "backend" in line}
     assert kernels["tiny", "sdpa"]["backward_us"] > 0
     assert "needs an NVIDIA GPU" in kernels["tiny", "triton"]["note"]
@@ -60,6 +62,52 @@ def test_a_section_that_fails_is_recorded_and_the_others_run(tmp_path: Path) -> 
     assert found["sections"]["memory"]["lines"] == [{"name": "gpu.py:by_sdpa", "bytes": None}]  # no figure there
     assert {goal["verdict"] for goal in found["goals"]} == {"not measured"}
     assert "attention: failed with exit code 1" in said
+
+
+@pytest.mark.parametrize(
+    ("code", "quick", "accepted"),
+    [(0, False, True), (1, False, True), (2, True, False), (5, True, True), (5, False, False)],
+)
+def test_only_a_dry_run_may_find_no_tests(
+    gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, quick: bool, accepted: bool
+) -> None:
+    monkeypatch.setattr(gpu.subprocess, "run", lambda words, **_: subprocess.CompletedProcess(words, code))
+    write = gpu.Write(tmp_path / "lines")
+    with contextlib.nullcontext() if accepted else pytest.raises(RuntimeError, match=f"exit code {code}"):
+        gpu.grid(gpu.Asked("cpu", quick), write)
+    assert json.loads(write.path.read_text()) == {"exit": code}
+
+
+def test_without_a_gpu_it_says_so_and_starts_nothing(
+    gpu: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(gpu.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(gpu, "run", None)
+    out = tmp_path / "gpu.json"
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--out", str(out)])
+    with pytest.raises(SystemExit) as ended:
+        gpu.main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == (
+        "gpu.py: torch sees no CUDA device; --quick --device cpu tries this script without one\n"
+    )
+    assert not out.exists()
+
+
+def test_a_device_that_does_not_answer_is_a_fact(gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(device: str) -> None:
+        raise RuntimeError("an illegal memory access was encountered")
+
+    def hanging(words: list[str], *, timeout: float, **_: Any) -> None:
+        raise subprocess.TimeoutExpired(words, timeout)
+
+    monkeypatch.setattr(gpu.torch.cuda, "get_device_properties", broken)
+    monkeypatch.setattr(gpu.subprocess, "run", hanging)
+    assert gpu.device_facts("cuda") == {
+        "name": "cuda",
+        "smi": "nvidia-smi did not answer",
+        "error": "an illegal memory access was encountered",
+    }
 
 
 def test_a_section_out_of_time_leaves_what_it_wrote(gpu: ModuleType, tmp_path: Path) -> None:

@@ -131,12 +131,15 @@ def use_backend(model: nn.Module, name: Backend) -> None:
 
     Raises:
         UnknownName: no such backend.
+        ConfigError: nothing in it attends.
     """
     if name not in get_args(Backend):
         raise UnknownName("attention backend", name, get_args(Backend))
-    for module in model.modules():
-        if hasattr(module, "backend"):
-            setattr(module, "backend", name)  # noqa: B010 - nn.Module's own types know no such attribute
+    attentions = [module for module in model.modules() if hasattr(module, "backend")]
+    if not attentions:
+        raise ConfigError(f"{type(model).__name__} has no attention whose backend could be chosen")
+    for module in attentions:
+        setattr(module, "backend", name)  # noqa: B010 - nn.Module's own types know no such attribute
 
 
 def _variant(name: str) -> BackboneConfig:

@@ -273,3 +273,24 @@ def test_an_unknown_backend_is_refused_with_the_nearest_one() -> None:
         getattr(window_attention, "__wrapped__", window_attention)(
             make().qkv, None, window=(3, 2), shift=(0, 0), scale=1.0, backend="spda"
         )
+
+
+@pytest.mark.parametrize(
+    ("qkv", "bias", "scale", "message"),
+    [
+        (torch.zeros(1, 4, 4, 2, 2, 8), None, 1.0, r"qkv is \(1, 4, 4, 2, 2, 8\) torch.float32; it must be"),
+        (torch.zeros(1, 4, 4, 3, 2, 8).int(), None, 1.0, "torch.int32; it must be floating point, B H W 3 N D"),
+        (torch.zeros(1, 4, 4, 3, 2, 8), torch.zeros(1, 4, 4), 1.0, r"2 heads and windows of 4 tokens need \(2, 4, 4\)"),
+        (torch.zeros(1, 4, 4, 3, 2, 8), torch.zeros(2, 9, 9), 1.0, r"the bias is \(2, 9, 9\); 2 heads"),
+        (torch.zeros(1, 4, 4, 3, 2, 8), None, torch.ones(1), r"the scale is \(1,\); give one number, or one for each"),
+        (torch.zeros(1, 4, 4, 3, 2, 8), torch.zeros(2, 4, 4, device="meta"), 1.0, "the bias is on meta and qkv on cpu"),
+    ],
+    ids=["parts", "integers", "heads", "tokens", "scales", "device"],
+)
+@pytest.mark.parametrize("backend", ["auto", *BACKENDS])
+def test_tensors_that_do_not_fit_are_refused(
+    qkv: Tensor, bias: Tensor | None, scale: Any, message: str, backend: Any
+) -> None:
+    plain = getattr(window_attention, "__wrapped__", window_attention)  # the hook that checks shapes would be first
+    with pytest.raises(ShapeError, match=message):
+        plain(qkv, bias, window=(2, 2), shift=(0, 0), scale=scale, backend=backend)

@@ -153,6 +153,10 @@ def test_large_windows(side: int) -> None:
     assert_right(make((side, side), (1, 1), heads=1, dtype=torch.bfloat16, cosine=True, per_head=True))
 
 
+def test_a_large_window_that_is_shifted_in_fp32() -> None:
+    assert_right(make((16, 16), (1, 1), (8, 8), heads=1, depth=16))
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("few_programs")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -226,9 +230,13 @@ def test_nothing_leaks_between_tokens_that_do_not_see_each_other(window: Size, s
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_keys_of_zero_are_borne(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("short", [False, True])
+def test_keys_of_no_length_are_borne(short: bool, dtype: torch.dtype) -> None:
     case = make((4, 4), (1, 2), (2, 2), cosine=True, per_head=True, dtype=dtype)
     case.qkv[:, :, 5:, 1] = 0  # as those of V2's padded tokens
+    if short:  # of what has a direction at all
+        case.qkv[:, :, 5:, 1, :, 0] = 0.9 * max(1e-12, torch.finfo(dtype).tiny)
+        assert (case.qkv[:, :, 5:, 1, :, 0] > 0).all()
     out, slope, *_ = case.results(toward_of(case))
     torch.testing.assert_close(out, case.run("reference"), atol=0.05, rtol=0.05)
     assert torch.isfinite(slope).all()

@@ -57,11 +57,15 @@ def images(size: tuple[int, int], batch: int = 2) -> Tensor:
 
 
 def within_budget(model: Model, optimized: Optimized, x: Tensor, dtype: torch.dtype) -> None:
-    """Both in `dtype`, against the model of that dtype's weights in fp64."""
+    """Both in `dtype`, against the model of that dtype's weights in fp64.
+
+    Three times, where an operation has two: what one rounds up and another down adds up over a model, and the largest
+    error of a few hundred logits is luck. Operations are judged one by one in tests/ops/test_cpu.py.
+    """
     with torch.no_grad():
         rounded = copy.deepcopy(model).to(dtype)
         truth = copy.deepcopy(rounded).double()(x.to(dtype).double())
-        assert_within_budget(optimized(x).to(dtype), truth, rounded(x.to(dtype)))
+        assert_within_budget(optimized(x).to(dtype), truth, rounded(x.to(dtype)), times=3)
 
 
 @pytest.fixture
@@ -80,15 +84,16 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 needs_kernels = pytest.mark.skipif(native.refusal() is not None, reason=f"kernels: {native.refusal()}")
 
 
+# Not experts in bf16: a token to which two are nearly equal goes to another one.
+PAIRS = [(name, dtype) for name in TINY for dtype in DTYPES if (name, dtype) != ("swin_moe", torch.bfloat16)]
+
+
 @needs_kernels
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize(("name", "dtype"), PAIRS, ids=str)
 def test_it_computes_what_the_model_computes(name: str, dtype: torch.dtype, threads: int) -> None:
     model = tiny(name)
     optimized = swindow.optimize(model, size=32, dtype=dtype, batch=2)
     for size, batch in (((32, 32), 2), ((40, 24), 1), ((64, 37), 3)):
-        if name in ("swin_moe",) and dtype == torch.bfloat16:
-            continue  # a token whose experts are nearly equal goes to another one
         within_budget(model, optimized, images(size, batch), dtype)
 
 
@@ -101,24 +106,22 @@ def test_widths_that_fill_registers(name: str) -> None:
     torch.manual_seed(0)
     model = swindow.build(variant, num_classes=200, **wide, mlp_ratio=9.0).eval()
     for dtype in DTYPES:
-        within_budget(model, swindow.optimize(model, dtype=dtype), images((64, 64)), dtype)
+        within_budget(model, swindow.optimize(model, dtype=dtype), images((64, 64), batch=12), dtype)
 
 
 @pytest.mark.usefixtures("no_kernels")
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize(("name", "dtype"), PAIRS, ids=str)
 def test_layers_are_packed_where_there_are_no_kernels(name: str, dtype: torch.dtype) -> None:
     model = tiny(name)
     optimized = swindow.optimize(model, size=32, dtype=dtype)
     assert any("there is no compiler" in line for line in optimized.did)
-    if name != "swin_moe" or dtype == torch.float32:
-        within_budget(model, optimized, images((40, 24)), dtype)
+    within_budget(model, optimized, images((40, 24)), dtype)
 
 
 def test_fp16_runs_without_kernels_and_says_so() -> None:
     model = tiny("swin")
     optimized = swindow.optimize(model, dtype="fp16")
-    assert any("float32, torch.bfloat16" in line for line in optimized.did)
+    assert any("float32 and bfloat16" in line for line in optimized.did)
     torch.testing.assert_close(optimized(images((32, 32))), model(images((32, 32))).detach(), atol=0.02, rtol=0.02)
 
 
@@ -126,7 +129,7 @@ def test_fp16_runs_without_kernels_and_says_so() -> None:
 def test_what_was_done_is_said_and_shown() -> None:
     optimized = swindow.optimize(tiny("swin"), dtype="bf16")
     assert "6 blocks of window attention and MLP as two kernels each, from norm to residual" in optimized.did
-    assert "weights and tokens in bfloat16, sums in float32" in optimized.did
+    assert "weights and tokens in bfloat16" in optimized.did
     assert all(line in repr(optimized) for line in optimized.did)
 
 
@@ -165,6 +168,45 @@ def test_it_answers_in_the_model_s_own_dtype_and_takes_any() -> None:
     assert swindow.optimize(model.bfloat16())(images((32, 32))).dtype == torch.bfloat16
 
 
+def test_what_is_no_model_is_refused() -> None:
+    for other in (nn.Linear(2, 2), swindow.backbone("swin_nano"), swindow.optimize(tiny("swin"))):
+        with pytest.raises(ConfigError, match="optimize takes a model of swindow"):
+            swindow.optimize(other)
+
+
+def test_it_is_neither_moved_nor_saved() -> None:
+    optimized = swindow.optimize(tiny("swin"))
+    for attempt in (optimized.half, optimized.cpu, optimized.state_dict, lambda: copy.deepcopy(optimized)):
+        with pytest.raises(ConfigError, match="optimize the model again"):
+            attempt()
+
+
+def test_a_backend_asked_for_by_name_is_kept_and_said() -> None:
+    model = tiny("swin")
+    swindow.use_backend(model, "reference")
+    optimized = swindow.optimize(model)
+    assert "6 blocks as they were: their attention is to be the reference backend's" in optimized.did
+    torch.testing.assert_close(optimized(images((32, 32))), model(images((32, 32))).detach(), rtol=1e-4, atol=1e-4)
+
+
+@needs_kernels
+@pytest.mark.parametrize("context", ["float64", "bfloat16", "meta"])
+def test_torch_s_defaults_do_not_matter(context: str) -> None:
+    model, x = tiny("swin_v2"), images((64, 64))
+    expected = swindow.optimize(model)(x)
+    device, dtype = torch.get_default_device(), torch.get_default_dtype()
+    try:
+        if context == "meta":
+            torch.set_default_device("meta")
+        else:
+            torch.set_default_dtype(getattr(torch, context))
+        found = swindow.optimize(model)(x)
+    finally:
+        torch.set_default_device(device)
+        torch.set_default_dtype(dtype)
+    assert torch.equal(found, expected)
+
+
 @needs_kernels
 def test_an_empty_batch_is_an_empty_answer() -> None:
     assert swindow.optimize(tiny("swin"))(images((32, 32), batch=0)).shape == (0, 200)
@@ -200,6 +242,7 @@ def test_other_channels_are_refused_as_by_the_model() -> None:
         ({"dtype": torch.float64}, ConfigError, "dtype is torch.float64; optimize computes in"),
         ({"batch": 0}, ConfigError, "batch 0 of 32x32 pixels: all must be at least 1"),
         ({"size": (0, 4)}, ConfigError, "batch 1 of 0x4 pixels"),
+        ({"size": (4, 4, 4)}, ConfigError, r"size is \(4, 4, 4\); give a number of pixels, or \(height, width\)"),
     ],
 )
 def test_what_cannot_be_is_refused(asked: dict[str, object], error: type[Exception], message: str) -> None:

@@ -57,6 +57,11 @@ class Contender:
         return self.source in ENGINES
 
     @property
+    def trains(self) -> bool:
+        """Whether it takes steps of training, too: engines and what `optimize` makes do not."""
+        return not self.engine and "optimize" not in self.ways
+
+    @property
     def compiled(self) -> bool:
         """Whether `torch.compile` is at work."""
         return any(way in COMPILED for way in self.ways)

@@ -121,7 +121,7 @@ def compare(
 ) -> list[Comparison]:
     """Everybody at every work, all of them in the same interleaved rounds.
 
-    A peer that is not here, has no such model or fails is a row that says so.
+    A peer that is not here, has no such model or fails is a row that says so; so is, in training, whoever only infers.
 
     Raises:
         SwindowError: one of our own models cannot do this work, and the protocol does not forgive it.
@@ -208,6 +208,8 @@ def _enter_all(
 
 def _enter(someone: Contender, config: ModelConfig, work: Work, *, forgiving: bool) -> tuple[Run | None, Row]:
     """Build a contender and run it once."""
+    if work.mode == "train" and not someone.trains:  # asked for inference and training at once, it takes part in one
+        return None, Row(name=someone.name, note="for inference only; --mode infer leaves training out")
     began = time.perf_counter()
     try:
         found = network(someone, config, work)

@@ -73,7 +73,8 @@ class Suite:
         if not self.models or not self.eager:
             raise ConfigError("a suite needs at least one model of ours and one eager peer")
         if min(self.threads, self.batch - 1, self.rounds - 1) < 0:
-            raise ConfigError(f"threads {self.threads}, batch {self.batch}, rounds {self.rounds}: too few")
+            given = f"threads {self.threads}, batch {self.batch}, rounds {self.rounds}"
+            raise ConfigError(f"{given}: batch and rounds must be at least 1, threads at least 0 (torch's own number)")
         for name in self.models:
             if model_config(name).backbone.kind not in EAGER:
                 raise ConfigError(f"no limits are set for {name}: it is neither a Swin nor a Swin V2")

@@ -40,7 +40,8 @@ class Work:
 
     def __post_init__(self) -> None:
         if self.batch < 1 or min(self.size) < 1:
-            raise ConfigError(f"batch {self.batch} of {self.size} pixels: both must be at least 1")
+            given = f"batch {self.batch} of {self.size[0]}x{self.size[1]} pixels"
+            raise ConfigError(f"{given}: batch, height and width must be at least 1")
 
     @property
     def pixels(self) -> int:

@@ -51,11 +51,12 @@ def window_attention(
         backend: ``auto`` is `choose`; a name is honoured or refused, never replaced.
 
     Raises:
-        ShapeError: the window does not divide the map, or the shift is not smaller than the window.
+        ShapeError: the window does not divide the map, the shift is not smaller than the window, or a tensor is of
+            another shape or on another device than that.
         UnknownName: no such backend.
         BackendUnavailable: the one asked for cannot run on this device, dtype or shape.
     """
-    _validate(qkv, window, shift)
+    _validate(qkv, bias, scale, window, shift)
     name = choose(qkv, bias, window, gradients=_needs_gradients(qkv, bias)) if backend == "auto" else backend
     match name:
         case "reference":
@@ -94,14 +95,30 @@ def choose(qkv: Tensor, bias: Tensor | None, window: Size, *, gradients: bool) -
     return "triton" if triton.refusal(qkv, window) is None else "sdpa"
 
 
-def _validate(qkv: Tensor, window: Size, shift: Size) -> None:
-    height, width = qkv.shape[1], qkv.shape[2]
+def _validate(qkv: Tensor, bias: Tensor | None, scale: float | Tensor, window: Size, shift: Size) -> None:
+    """Kernels read memory as they are told that it is laid out: what does not fit must not reach them."""
+    if qkv.ndim != 6 or qkv.shape[3] != 3 or not qkv.is_floating_point():
+        raise ShapeError(f"qkv is {tuple(qkv.shape)} {qkv.dtype}; it must be floating point, B H W 3 N D")
+    if min(window) < 1:
+        raise ShapeError(f"window {window} must be at least 1 token high and wide")
+    height, width, heads = qkv.shape[1], qkv.shape[2], qkv.shape[4]
     if height // window[0] * window[0] != height or width // window[1] * window[1] != width:
         raise ShapeError(
             f"a {height}x{width} map is not a multiple of the {window[0]}x{window[1]} window; pad it first"
         )
     if not (0 <= shift[0] < window[0] and 0 <= shift[1] < window[1]):
         raise ShapeError(f"shift {shift} must lie in [0, window) for window {window}")
+    tokens = window[0] * window[1]
+    if bias is not None and bias.shape != (heads, tokens, tokens):
+        raise ShapeError(
+            f"the bias is {tuple(bias.shape)}; "
+            f"{heads} heads and windows of {tokens} tokens need {(heads, tokens, tokens)}"
+        )
+    if isinstance(scale, Tensor) and scale.shape != (heads,):
+        raise ShapeError(f"the scale is {tuple(scale.shape)}; give one number, or one for each of {heads} heads")
+    for name, given in (("bias", bias), ("scale", scale)):
+        if isinstance(given, Tensor) and given.device != qkv.device:
+            raise ShapeError(f"the {name} is on {given.device} and qkv on {qkv.device}; move one of them")
 
 
 def _needs_gradients(*tensors: Tensor | None) -> bool:

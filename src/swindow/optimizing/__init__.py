@@ -1,5 +1,7 @@
 """A model made ready for inference on the machine that it is on."""
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -7,7 +9,6 @@ from torch import Tensor, nn
 from swindow.devices import DTYPES
 from swindow.errors import ConfigError, UnknownName
 from swindow.model import Model
-from swindow.ops.windows import Size
 from swindow.shapes import Images
 
 __all__ = ["Optimized", "optimize"]
@@ -18,8 +19,8 @@ USUAL = 224
 class Optimized(nn.Module):
     """What `optimize` made: called like the model, with images in any dtype, it answers in the model's own.
 
-    For inference only: no gradients, and neither training nor saving. It keeps weights of its own; what is later done
-    to the model does not reach it.
+    For inference only: no gradients, and neither training, moving, casting nor saving. It keeps weights of its own;
+    what is later done to the model does not reach it.
     """
 
     def __init__(self, network: nn.Module, did: tuple[str, ...]) -> None:
@@ -43,12 +44,37 @@ class Optimized(nn.Module):
             raise ConfigError("an optimized model is for inference only; train the model that it was made from")
         return super().train(False)
 
+    def state_dict(self, *arguments: Any, **settings: Any) -> Any:
+        """Nothing.
+
+        Raises:
+            ConfigError: packed weights are this machine's.
+        """
+        raise _not_again("saved")
+
+    def __deepcopy__(self, memo: Any) -> "Optimized":
+        raise _not_again("copied")
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise _not_again("saved")
+
+    def _apply(self, *arguments: Any, **settings: Any) -> "Optimized":
+        raise _not_again("moved or cast")
+
     def extra_repr(self) -> str:
         return "\n".join(self.did)
 
 
+def _not_again(what: str) -> ConfigError:
+    return ConfigError(f"an optimized model cannot be {what}; optimize the model again")
+
+
 def optimize(
-    model: Model, *, size: int | Size | None = None, dtype: torch.dtype | str | None = None, batch: int = 1
+    model: nn.Module,
+    *,
+    size: int | tuple[int, ...] | None = None,
+    dtype: torch.dtype | str | None = None,
+    batch: int = 1,
 ) -> Optimized:
     """`model` for inference alone, as fast as the machine that it is on allows; the model stays as it is.
 
@@ -63,11 +89,16 @@ def optimize(
         batch: how many images it will mostly see at a time. Others run too.
 
     Raises:
-        ConfigError: a size, dtype or batch that cannot be.
+        ConfigError: something else than a model of ours, or a size, dtype or batch that cannot be.
     """
+    if not isinstance(model, Model):
+        raise ConfigError(f"optimize takes a model of swindow, and was given {type(model).__name__}")
     kind = _dtype(dtype, model)
     made_for = getattr(model.config.backbone, "image_size", USUAL) if size is None else size
-    height, width = (made_for, made_for) if isinstance(made_for, int) else made_for
+    sides = (made_for, made_for) if isinstance(made_for, int) else made_for
+    if not isinstance(sides, tuple) or len(sides) != 2 or not all(isinstance(side, int) for side in sides):
+        raise ConfigError(f"size is {size}; give a number of pixels, or (height, width)")
+    height, width = sides
     if batch < 1 or min(height, width) < 1:
         raise ConfigError(f"batch {batch} of {height}x{width} pixels: all must be at least 1")
     device = next(model.parameters()).device

@@ -14,7 +14,7 @@ from swindow.layers import Linear, Mlp, PatchEmbed, PatchMerge
 from swindow.model import Model
 from swindow.ops import cpu
 from swindow.ops.cpu import native
-from swindow.ops.cpu.branches import DTYPES, AttentionBranch, LinearLayer, MlpBranch
+from swindow.ops.cpu.branches import DTYPES, PLAIN, AttentionBranch, LinearLayer, MlpBranch
 from swindow.ops.linear import Before
 from swindow.ops.windows import Size
 from swindow.optimizing.freezing import frozen
@@ -34,9 +34,9 @@ def optimize_for_cpu(model: Model, *, size: Size, dtype: torch.dtype, batch: int
     copy = frozen(model)  # before the cast: constants are computed in the wider dtype
     did = ["frozen: position biases, scales and their like are computed once and kept"]
     did += _with_folded_norms(copy)
-    why = native.refusal() if dtype in DTYPES else f"they compute in {', '.join(map(str, DTYPES))}"
+    why = native.refusal() if dtype in DTYPES else f"they compute in {' and '.join(map(_name, DTYPES))}"
     if why is None and dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported():
-        why = "oneDNN's matrix products on AMX are faster"
+        why = "AMX, which they do not know, multiplies several times as fast"
     if why is None:
         did += _with_kernels(copy, dtype)
     copy = copy.to(dtype)
@@ -44,7 +44,7 @@ def optimize_for_cpu(model: Model, *, size: Size, dtype: torch.dtype, batch: int
         did.append(f"our kernels are not used: {why}")
         did += _with_packed_layers(copy, dtype, batch * size[0] * size[1])
     if dtype != answers:
-        did.append(f"weights and tokens in {str(dtype).removeprefix('torch.')}, sums in float32")
+        did.append(f"weights and tokens in {_name(dtype)}")
     return Cast(copy, dtype, answers), did
 
 
@@ -103,7 +103,7 @@ class WindowBlock(nn.Module):
             qkv=weights_of(attn.qkv),
             proj=weights_of(attn.proj),
             position_bias=setting["bias"],
-            scale=scale if isinstance(scale, Tensor) else torch.full((attn.num_heads,), scale),
+            scale=scale if isinstance(scale, Tensor) else torch.full((attn.num_heads,), scale, **PLAIN),
             cosine=setting["cosine"],
             before=block.norm1 if first else None,
             after=None if first else block.norm1,
@@ -221,12 +221,21 @@ def _with_kernels(model: Model, dtype: torch.dtype) -> list[str]:
         Embed: "{} patch embedding as one kernel",
     }
     made: collections.Counter[type] = collections.Counter()
+    named: collections.Counter[str] = collections.Counter()
     for parent, name, child in list(_children(model)):
         if type(child) in makers:
+            backend = getattr(getattr(child, "attn", None), "backend", "auto")
+            if backend not in ("auto", "cpu"):  # asked for by name: it is honoured
+                named[backend] += 1
+                continue
             done = makers[type(child)](child, dtype)
             parent._modules[name] = done
             made[type(done)] += 1
-    return [said[kind].format(number) for kind, number in made.items()]
+    kept = [
+        f"{number} blocks as they were: their attention is to be the {backend} backend's"
+        for backend, number in named.items()
+    ]
+    return [said[kind].format(number) for kind, number in made.items()] + kept
 
 
 def _with_packed_layers(model: Model, dtype: torch.dtype, pixels: int) -> list[str]:
@@ -250,6 +259,10 @@ def _children(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
     for parent in model.modules():
         for name, child in parent.named_children():
             yield parent, name, child
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _stride_of(model: Model) -> int:

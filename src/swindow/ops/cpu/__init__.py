@@ -1,8 +1,9 @@
 """Window attention on x86-64 CPUs in our own kernels: the un-partitioned map in, the un-partitioned map out.
 
 A window's tokens are found on the map, logits exist for a handful of queries at a time, and the backward pass computes
-the weights again from queries and keys: nothing of the size of the attention matrix is ever in memory. Arithmetic is
-fp32; in bf16, forward products are bf16's where the processor has them. `native` builds the kernels on first use.
+the weights again from queries and keys, those of one head and window at a time: no attention matrix is ever kept.
+Arithmetic is fp32; in bf16, forward products are bf16's where the processor has them. `native` builds the kernels on
+first use.
 """
 
 import ctypes
@@ -17,7 +18,7 @@ from torch import Tensor
 from swindow.errors import BackendUnavailable
 from swindow.ops import reference
 from swindow.ops.cpu import native
-from swindow.ops.cpu.branches import DTYPES, Windows, least_length, pad_bias
+from swindow.ops.cpu.branches import DTYPES, PLAIN, Windows, least_length, pad_bias
 from swindow.ops.windows import Size
 
 MOST_DEPTH = 512
@@ -56,7 +57,7 @@ def window_attention(
             f"the cpu backend cannot run {str(qkv.dtype).removeprefix('torch.')} on {qkv.device}, "
             f"{qkv.shape[5]} channels a head: {why}; use backend 'auto'"
         )
-    scales = scale if isinstance(scale, Tensor) else torch.full((qkv.shape[4],), scale, dtype=torch.float32)
+    scales = scale if isinstance(scale, Tensor) else torch.full((qkv.shape[4],), scale, **PLAIN)
     return torch.ops.swindow.cpu_window_attention(qkv, bias, scales, window, shift, cosine)
 
 
@@ -117,8 +118,8 @@ def _backward(
         return slope, bias_slope.zero_(), scale_slope.zero_()
     threads = torch.get_num_threads()
     struct, kept = _attention(qkv, bias, scale, window, shift, cosine)
-    scales = torch.zeros(threads, scale.shape[0], dtype=torch.float64)
-    biases = torch.zeros(threads, *kept[0].shape) if biased else None
+    scales = torch.zeros(threads, scale.shape[0], dtype=torch.float64, device="cpu")
+    biases = torch.zeros(threads, *kept[0].shape, **PLAIN) if biased else None
     native.library().swindow_attend_backward(
         ctypes.byref(struct), _half(qkv), _at(qkv), _at(grad), _at(slope), _at(biases), _at(scales), threads
     )

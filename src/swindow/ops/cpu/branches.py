@@ -19,6 +19,8 @@ from swindow.ops.cpu.native import library
 from swindow.ops.windows import Size
 
 DTYPES = (torch.float32, torch.bfloat16)
+PLAIN: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
+"""What the kernels read and write beside tokens, whatever torch's defaults are."""
 
 
 class Windows(ctypes.Structure):
@@ -122,7 +124,8 @@ class Panels:
         width = math.ceil(outputs / layout().panel) * layout().panel
         half = dtype == torch.bfloat16 and layout().half_products
         source = weight.detach().float().contiguous()
-        self.weights = torch.empty(width * (inputs + inputs % 2), dtype=torch.bfloat16 if half else torch.float32)
+        kind = torch.bfloat16 if half else torch.float32
+        self.weights = torch.empty(width * (inputs + inputs % 2), dtype=kind, device="cpu")
         library().swindow_pack(
             ctypes.c_void_p(source.data_ptr()),
             ctypes.c_int64(outputs),
@@ -130,7 +133,7 @@ class Panels:
             int(half),
             ctypes.c_void_p(self.weights.data_ptr()),
         )
-        self.bias = torch.zeros(width)
+        self.bias = torch.zeros(width, **PLAIN)
         if bias is not None:
             self.bias[:outputs] = bias.detach()
         self.struct = _Panels(self.weights.data_ptr(), self.bias.data_ptr(), inputs, outputs)
@@ -272,7 +275,7 @@ class LinearLayer:
         else:
             _check(x, self.dtype, self.channels)
             images, height, width, shape = x.numel() // self.channels, 1, 1, tuple(x.shape[:-1])
-        y = torch.empty((*shape, self.outputs), dtype=self.dtype)
+        y = torch.empty((*shape, self.outputs), dtype=self.dtype, device="cpu")
         if residual is not None:
             _check(residual, self.dtype, self.outputs)
             if residual.shape != y.shape:
@@ -324,7 +327,7 @@ def least_length(dtype: torch.dtype) -> float:
 
 def _padded(x: Tensor) -> Tensor:
     """A vector in fp32 with room behind it for whole registers."""
-    out = torch.zeros(math.ceil(x.numel() / layout().lanes) * layout().lanes)
+    out = torch.zeros(math.ceil(x.numel() / layout().lanes) * layout().lanes, **PLAIN)
     out[: x.numel()] = x.detach()
     return out
 
@@ -334,9 +337,9 @@ def _by_head(weight: Tensor, bias: Tensor | None, num_heads: int) -> tuple[Tenso
     channels = weight.shape[1]
     dim = weight.shape[0] // 3 // num_heads
     width = math.ceil(3 * dim / layout().panel) * layout().panel
-    rows = torch.zeros(num_heads, width, channels)
+    rows = torch.zeros(num_heads, width, channels, **PLAIN)
     rows[:, : 3 * dim] = weight.detach().float().view(3, num_heads, dim, channels).transpose(0, 1).flatten(1, 2)
-    values = torch.zeros(num_heads, width)
+    values = torch.zeros(num_heads, width, **PLAIN)
     if bias is not None:
         values[:, : 3 * dim] = bias.detach().float().view(3, num_heads, dim).transpose(0, 1).flatten(1)
     return rows.flatten(0, 1), values.flatten()
@@ -344,6 +347,7 @@ def _by_head(weight: Tensor, bias: Tensor | None, num_heads: int) -> tuple[Tenso
 
 def pad_bias(bias: Tensor | None, num_heads: int, tokens: int) -> Tensor:
     """``N T T`` as ``N T P`` in fp32: -inf behind the last token, whose weight is then zero."""
-    out = torch.full((num_heads, tokens, math.ceil(tokens / layout().keys) * layout().keys), float("-inf"))
+    padded = math.ceil(tokens / layout().keys) * layout().keys
+    out = torch.full((num_heads, tokens, padded), float("-inf"), **PLAIN)
     out[:, :, :tokens] = 0.0 if bias is None else bias.detach()
     return out

@@ -183,10 +183,14 @@ def product(a, b, exact: tl.constexpr, precision: tl.constexpr):
 
 @triton.jit
 def unit(x, cosine: tl.constexpr, eps: tl.constexpr):
-    """Rows of length one in the type of `x`, if the attention compares directions; otherwise the rows as they are."""
+    """Rows of length one in the type of `x`, if the attention compares directions; otherwise the rows as they are.
+
+    Rows shorter than `eps` are zero, as in the reference.
+    """
     if cosine:
         wide = x.to(tl.float32)
-        x = (wide / tl.maximum(tl.sqrt(tl.sum(wide * wide, 1)), eps)[:, None]).to(x.dtype)
+        norm = tl.sqrt(tl.sum(wide * wide, 1))[:, None]
+        x = tl.where(norm < eps, 0.0, wide / tl.maximum(norm, eps)).to(x.dtype)
     return x
 
 
@@ -194,8 +198,7 @@ def unit(x, cosine: tl.constexpr, eps: tl.constexpr):
 def through_unit(slope, x, cosine: tl.constexpr, eps: tl.constexpr):
     """The slope in `x` from the slope in ``unit(x)``: less its part along `x`, over the length of `x`.
 
-    A vector of no length has no direction to turn: its slope is zero. (Torch divides by eps instead, which overflows
-    fp16; such are the keys of V2's padded tokens, from where the gradient goes nowhere but to zeros times it.)
+    A vector of no length has no direction to turn: its slope is zero. Such are the keys of V2's padded tokens.
     """
     if cosine:
         wide = x.to(tl.float32)

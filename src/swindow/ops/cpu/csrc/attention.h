@@ -305,6 +305,21 @@ INLINE void weights_of(const Head<A>& h, int64_t first, float* logits, A* weight
   }
 }
 
+// Steps of a sum that are added up by themselves: the error of a sum grows with its length.
+constexpr int64_t STRETCH = 128;
+
+// R x C vectors of weights times values, `total` tokens of them.
+template <int64_t R, int64_t C, typename A>
+INLINE void mix(const Head<A>& h, const A* weights, int64_t d, Vec acc[R][C]) {
+  small_product<R, C>(weights, h.padded, 1, column(h.v, d), h.v_stride, std::min(h.tokens, STRETCH), acc);
+  for (int64_t t = STRETCH; t < h.tokens; t += STRETCH) {
+    Vec more[R][C];
+    small_product<R, C>(weights + t, h.padded, 1, column(h.v + t * h.v_stride, d), h.v_stride, std::min(h.tokens - t, STRETCH), more);
+    for (int64_t r = 0; r < R; r++)
+      for (int64_t c = 0; c < C; c++) acc[r][c] += more[r][c];
+  }
+}
+
 // R queries' results; `finish(row, d, values)` takes LANES of them, of which the last may reach beyond dim.
 template <int64_t R, typename A, typename Finish>
 INLINE void attend_rows(const Head<A>& h, int64_t first, const HeadScratch<A>& s, Finish finish) {
@@ -313,10 +328,10 @@ INLINE void attend_rows(const Head<A>& h, int64_t first, const HeadScratch<A>& s
   for (int64_t d = 0; d < h.dim; d += 2 * LANES) {
     Vec acc[R][2];
     if (d + LANES < h.dim) {
-      small_product<R, 2>(s.weights, h.padded, 1, column(h.v, d), h.v_stride, h.tokens, acc);
+      mix<R, 2>(h, s.weights, d, acc);
     } else {
       Vec narrow[R][1];
-      small_product<R, 1>(s.weights, h.padded, 1, column(h.v, d), h.v_stride, h.tokens, narrow);
+      mix<R, 1>(h, s.weights, d, narrow);
       for (int64_t r = 0; r < R; r++) acc[r][0] = narrow[r][0];
     }
     for (int64_t r = 0; r < R; r++) {

@@ -178,7 +178,7 @@ static void mlp_branch(const MlpBranch& b, const T* x, T* y, int threads) {
   const int64_t stride = round_up(b.channels, STEP), result_width = round_up(b.channels, NR);
   // The hidden channels are taken some whole panels at a time: they and the rows around them are to fit into the cache.
   const int64_t hidden = round_up(b.hidden, NR);
-  const int64_t part = std::min(hidden, std::max<int64_t>(NR, 768 / NR * NR));
+  const int64_t part = std::min(hidden, LONGEST / NR * NR);
   const Shares shares(b.rows, 96, threads);
   const int64_t part_stride = round_up(part, STEP);
   typedef Scratch S;

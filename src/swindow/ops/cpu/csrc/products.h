@@ -4,6 +4,8 @@
 // MR x NR results is kept in registers. With AVX-512's bf16 instruction two steps of K are taken at once.
 #pragma once
 
+#include <algorithm>
+
 #include "vectors.h"
 
 namespace swindow {
@@ -21,6 +23,9 @@ template <typename T> struct OperandOf { typedef float type; };
 template <> struct OperandOf<bfloat16> { typedef bfloat16 type; };
 #endif
 template <typename T> using Operand = typename OperandOf<T>::type;
+
+// Steps of a sum in one go: the error of a sum grows with its length, and so do the weights between two of its tiles.
+constexpr int64_t LONGEST = 384;
 
 // Rows of operands are padded to a multiple of this, with zeros.
 constexpr int64_t STEP = 2 * LANES;
@@ -103,9 +108,11 @@ static void product(const A* a, int64_t a_stride, int64_t rows, const Panels& p,
   for (int64_t n = first; n < last; n += NR) {
     float* to = c + n - first;
     const float* bias = p.bias + n;
-    panel_product(a, a_stride, rows, weights + n * steps, steps,
-                  [&](int64_t, int64_t column) { return load(bias + column); },
-                  [&](int64_t row, int64_t column, Vec x) { store(to + row * c_stride + column, x); });
+    for (int64_t k = 0; k < steps; k += LONGEST) {
+      panel_product(a + k, a_stride, rows, weights + n * steps + k * NR, std::min(steps - k, LONGEST),
+                    [&](int64_t row, int64_t column) { return k == 0 ? load(bias + column) : load(to + row * c_stride + column); },
+                    [&](int64_t row, int64_t column, Vec x) { store(to + row * c_stride + column, x); });
+    }
   }
 }
 

@@ -1,6 +1,5 @@
 // Vectors of fp32 as wide as the processor's registers, in the compiler's own vector extensions (GCC and Clang), so
-// that one source serves AVX-512, AVX2 and NEON. bf16 and fp16 are only formats in memory: everything is computed in
-// fp32.
+// that one source serves AVX-512, AVX2 and older ones. bf16 is a format in memory: everything is computed in fp32.
 #pragma once
 
 #include <cstdint>
@@ -95,27 +94,34 @@ INLINE void store_part(T* p, Vec v, int64_t n) {
 
 INLINE Vec maximum(Vec a, Vec b) { return a > b ? a : b; }
 
+// GCC before 12 knows but the older name.
+#if defined(__clang__)
+#define SHUFFLED(v, ...) __builtin_shufflevector(v, v, __VA_ARGS__)
+#else
+#define SHUFFLED(v, ...) __builtin_shuffle(v, IntVec{__VA_ARGS__})
+#endif
+
 // Sum and maximum over the lanes: halves are folded onto each other.
 template <typename Fold>
 INLINE float reduce(Vec v, Fold fold) {
 #if SWINDOW_LANES == 16
-  Vec other = __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);
+  Vec other = SHUFFLED(v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);
   v = fold(v, other);
-  other = __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3);
+  other = SHUFFLED(v, 4, 5, 6, 7, 0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3);
   v = fold(v, other);
-  other = __builtin_shufflevector(v, v, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1);
+  other = SHUFFLED(v, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1);
   v = fold(v, other);
-  other = __builtin_shufflevector(v, v, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0);
+  other = SHUFFLED(v, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0);
 #elif SWINDOW_LANES == 8
-  Vec other = __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3);
+  Vec other = SHUFFLED(v, 4, 5, 6, 7, 0, 1, 2, 3);
   v = fold(v, other);
-  other = __builtin_shufflevector(v, v, 2, 3, 0, 1, 2, 3, 0, 1);
+  other = SHUFFLED(v, 2, 3, 0, 1, 2, 3, 0, 1);
   v = fold(v, other);
-  other = __builtin_shufflevector(v, v, 1, 0, 1, 0, 1, 0, 1, 0);
+  other = SHUFFLED(v, 1, 0, 1, 0, 1, 0, 1, 0);
 #else
-  Vec other = __builtin_shufflevector(v, v, 2, 3, 0, 1);
+  Vec other = SHUFFLED(v, 2, 3, 0, 1);
   v = fold(v, other);
-  other = __builtin_shufflevector(v, v, 1, 0, 1, 0);
+  other = SHUFFLED(v, 1, 0, 1, 0);
 #endif
   return fold(v, other)[0];
 }
