@@ -26,7 +26,7 @@ from torch.utils.flop_counter import flop_registry
 from swindow.backbones import ViT
 from swindow.backbones.windowed import WindowAttention, WindowedBackbone
 from swindow.layers import PatchMerge
-from swindow.model import Model, use_backend
+from swindow.model import Model, set_backend
 from swindow.ops.windows import Size
 
 
@@ -99,7 +99,7 @@ def count(model: Model, size: int | Size) -> Counts:
     with torch.device("meta"):
         twin = model.config.build().eval()
         images = torch.empty(1, model.config.in_channels, *size)
-    use_backend(twin, "reference")
+    set_backend(twin, "reference")
     ledger = _Ledger()
     with _watching(twin, ledger), torch.no_grad(), ledger:
         twin(images)

@@ -135,11 +135,16 @@ def use_backend(model: nn.Module, name: Backend) -> None:
     """
     if name not in get_args(Backend):
         raise UnknownName("attention backend", name, get_args(Backend))
-    attentions = [module for module in model.modules() if hasattr(module, "backend")]
-    if not attentions:
+    if not set_backend(model, name):
         raise ConfigError(f"{type(model).__name__} has no attention whose backend could be chosen")
+
+
+def set_backend(model: nn.Module, name: Backend) -> int:
+    """`use_backend`, where there may be no attention; how many there are."""
+    attentions = [module for module in model.modules() if hasattr(module, "backend")]
     for module in attentions:
         setattr(module, "backend", name)  # noqa: B010 - nn.Module's own types know no such attribute
+    return len(attentions)
 
 
 def _variant(name: str) -> BackboneConfig:

@@ -3,7 +3,6 @@
 import copy
 import ctypes
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,11 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from swindow.errors import BackendUnavailable
+from swindow.errors import BackendUnavailable, ShapeError
 from swindow.ops import cpu, reference
 from swindow.ops.attention import choose, window_attention
 from swindow.ops.cpu import native
-from swindow.ops.cpu.branches import LinearLayer, MlpBranch, layout
+from swindow.ops.cpu.branches import LinearLayer, MlpBranch
 from tolerance import assert_within_budget
 
 needs_kernels = pytest.mark.skipif(native.refusal() is not None, reason=f"kernels: {native.refusal()}")
@@ -300,14 +299,9 @@ def test_maps_of_another_kind_do_not_reach_the_kernels() -> None:
 
 
 def child(code: str, **environment: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    own = {name: value for name, value in os.environ.items() if name != "CXX"}
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, env=own | environment, capture_output=True, text=True, timeout=120, check=False)
 
 
 SAY = "from swindow.ops.cpu import native; print(native.refusal())"
@@ -316,32 +310,81 @@ SAY = "from swindow.ops.cpu import native; print(native.refusal())"
 def test_without_a_compiler_it_says_so(tmp_path: Path) -> None:
     done = child(SAY, PATH=str(tmp_path), XDG_CACHE_HOME=str(tmp_path))
     assert done.stdout.strip() == "no C++ compiler was found (g++, c++); install one, such as Debian's g++"
+    done = child(SAY, CXX="nowhere++ -O1", XDG_CACHE_HOME=str(tmp_path))
+    assert done.stdout.strip() == "CXX is 'nowhere++ -O1', and there is no such program"
+
+
+def script(path: Path, *lines: str) -> str:
+    path.write_text("\n".join(("#!/bin/sh", *lines)))
+    path.chmod(0o755)
+    return str(path)
 
 
 def test_a_compiler_that_fails_is_quoted(tmp_path: Path) -> None:
-    broken = tmp_path / "g++"
-    broken.write_text(
-        "#!/bin/sh\ncase \"$1\" in --version) echo broken 1;; *) echo 'x.cpp: error: it is broken' >&2; exit 1;; esac\n"
-    )
-    broken.chmod(0o755)
-    done = child(SAY, CXX=str(broken), XDG_CACHE_HOME=str(tmp_path))
+    fails = "echo 'x.cpp: error: it is broken' >&2; exit 1"
+    broken = script(tmp_path / "g++", "[ $1 = --version ] && echo broken 1 && exit", fails)
+    done = child(SAY, CXX=broken, XDG_CACHE_HOME=str(tmp_path))
     assert "could not build them: x.cpp: error: it is broken" in done.stdout
     assert not list(tmp_path.glob("swindow/*"))
+
+
+def test_what_cannot_be_loaded_is_not_kept(tmp_path: Path) -> None:
+    empty = script(
+        tmp_path / "g++", "[ $1 = --version ] && echo odd 1 && exit", 'for last; do :; done; echo no > "$last"'
+    )
+    assert "file too short" in child(SAY, CXX=empty, XDG_CACHE_HOME=str(tmp_path)).stdout
+    assert not list(tmp_path.glob("swindow/*"))
+
+
+def test_a_cache_that_others_can_write_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = native._cache()
+    assert folder == tmp_path / "swindow"
+    folder.chmod(0o777)
+    assert native._cache() is None
+    (tmp_path / "a file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "a file"))
+    assert native._cache() is None
+
+
+def test_half_a_build_is_not_loaded(tmp_path: Path) -> None:
+    library = tmp_path / "kernels.so"
+    library.write_bytes(b"whole")
+    assert not native._is_whole(library)
+    native._digest_of(library).write_text(native._hash(library))
+    assert native._is_whole(library)
+    library.write_bytes(b"wh")
+    assert not native._is_whole(library)
+
+
+def test_the_operator_trusts_nobody() -> None:
+    run = torch.ops.swindow.cpu_window_attention
+    with pytest.raises(ShapeError, match="do not fit together"):
+        run(torch.randn(1, 3, 3, 3, 1, 8), None, torch.ones(1), (2, 2), (0, 0), False)
+    with pytest.raises(ShapeError, match=r"scale \(1,\)"):
+        cpu.window_attention(torch.randn(1, 2, 2, 3, 8, 8), None, window=(2, 2), shift=(0, 0), scale=torch.ones(1))
+
+
+def test_too_little_memory_is_an_error() -> None:
+    code = (
+        "import resource, torch; from swindow.ops import cpu\n"
+        "torch.set_num_threads(2); qkv = torch.randn(1, 1, 3000, 3, 1, 8, requires_grad=True)\n"
+        "run = lambda x: cpu.window_attention(x, None, window=(1, x.shape[2]), shift=(0, 0), scale=1.0)\n"
+        "run(qkv[:, :, :4]).sum().backward(); out = run(qkv).sum()\n"
+        "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (used + 2**25, used + 2**25))\n"
+        "try: out.backward()\n"
+        "except MemoryError as error: print(error)"
+    )
+    assert "take fewer images at a time" in child(code).stdout
 
 
 @pytest.mark.slow
 def test_builds_are_kept_and_shared(tmp_path: Path) -> None:
     environment = {"XDG_CACHE_HOME": str(tmp_path)}
     assert child(SAY, **environment).stdout.strip() == "None"
-    (built,) = (tmp_path / "swindow").iterdir()
+    (built,) = (tmp_path / "swindow").glob("*.so")
     ctypes.CDLL(str(built))
     stamp = built.stat().st_mtime_ns
     assert child(SAY, **environment).stdout.strip() == "None"
     assert built.stat().st_mtime_ns == stamp
-
-
-def test_the_layout_is_the_machine_s() -> None:
-    own = layout()
-    assert own.panel % own.lanes == 0
-    assert own.keys % own.lanes == 0
-    assert shutil.which("g++")

@@ -1,10 +1,17 @@
 """What is computed a few images at a time is what is computed at once, and keeps its input alone."""
 
+import functools
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from swindow.ops.pieces import by_pieces
+
+
+def functional(module: nn.Module, x: Tensor, *parameters: Tensor) -> Tensor:
+    names = (name for name, _ in module.named_parameters())
+    return torch.func.functional_call(module, dict(zip(names, parameters, strict=True)), (x,))
 
 
 def layers() -> nn.Sequential:
@@ -20,7 +27,7 @@ def test_values_and_gradients_are_those_of_all_at_once(images: int, frozen: bool
     module[1].requires_grad_(not frozen)
     parameters = tuple(module.parameters())
     wanted = [leaf for leaf in (x, *parameters) if leaf.requires_grad]
-    found = by_pieces(module, x, parameters, images)
+    found = by_pieces(functools.partial(functional, module), x, parameters, images)
     expected = module(x)
     torch.testing.assert_close(found, expected)
     toward = torch.randn_like(expected)
@@ -39,7 +46,7 @@ def test_only_the_input_is_kept() -> None:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        by_pieces(module, x, tuple(module.parameters()), 2)
+        by_pieces(functools.partial(functional, module), x, tuple(module.parameters()), 2)
     assert kept == {x.data_ptr(), *(parameter.data_ptr() for parameter in module.parameters())}
 
 
@@ -58,8 +65,8 @@ def test_autocast_is_the_same_in_both_passes() -> None:
     module, x = layers().float(), torch.randn(4, 6)
     seen: list[torch.dtype] = []
 
-    def run(x: Tensor) -> Tensor:
-        out = module(x)
+    def run(x: Tensor, *parameters: Tensor) -> Tensor:
+        out = functional(module, x, *parameters)
         seen.append(out.dtype)
         return out
 
@@ -73,7 +80,9 @@ def test_autocast_is_the_same_in_both_passes() -> None:
 def test_a_second_derivative_is_that_of_torch() -> None:
     module = nn.Sequential(nn.Linear(3, 4), nn.Tanh()).double()
     inputs = (torch.randn(5, 3, dtype=torch.float64, requires_grad=True), *module.parameters())
-    assert torch.autograd.gradgradcheck(lambda x, *parameters: by_pieces(module, x, parameters, 2), inputs)
+    assert torch.autograd.gradgradcheck(
+        lambda x, *parameters: by_pieces(functools.partial(functional, module), x, parameters, 2), inputs
+    )
 
 
 def test_what_is_drawn_at_random_is_drawn_again() -> None:

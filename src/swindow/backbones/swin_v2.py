@@ -13,7 +13,6 @@ from swindow.backbones.swin import SwinConfig
 from swindow.backbones.windowed import Stage, WindowAttention
 from swindow.errors import ConfigError
 from swindow.layers import DropPath, Linear, Mlp, PatchMerge, init_weights
-from swindow.ops.linear import Before, linear
 from swindow.ops.windows import Size, relative_position_index
 from swindow.shapes import Tokens
 
@@ -129,11 +128,9 @@ class QkvLinear(Linear):
         self.q_bias = nn.Parameter(torch.zeros(dim))
         self.v_bias = nn.Parameter(torch.zeros(dim))
 
-    def forward(
-        self, input: Float[Tensor, "..."], before: Before | None = None, learned: tuple[Tensor, ...] = ()
-    ) -> Float[Tensor, "... C3"]:
-        bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        return linear(input, self.weight, bias, before=before, learned=learned)
+    def offset(self) -> Tensor:
+        """Biases of queries and values, zeros for keys."""
+        return torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
 
 
 class Block(nn.Module):

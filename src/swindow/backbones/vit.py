@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from swindow.backbones.geometry import check_channels, check_rates, valid_stages
 from swindow.backbones.windowed import Stage
 from swindow.errors import ConfigError
-from swindow.layers import DropPath, Linear, Mlp, drop_path_rates, init_weights, learned_by
+from swindow.layers import DropPath, Linear, Mlp, drop_path_rates, init_weights, on_norm
 from swindow.ops import reference, resample
 from swindow.ops.attention import Backend, window_attention
 from swindow.ops.windows import Size, count, pad_to_windows
@@ -147,7 +147,7 @@ class Attention(nn.Module):
 
     def project(self, x: Tokens, norm: nn.Module | None = None) -> Float[Tensor, "B H W 3 N D"]:
         """Queries, keys and values."""
-        return self.qkv(x, norm, learned_by(norm)).unflatten(-1, (3, self.num_heads, -1))
+        return on_norm(self.qkv, norm, x).unflatten(-1, (3, self.num_heads, -1))
 
     def setting(self, x: Tokens) -> dict[str, Any]:
         """Everything but queries, keys and values that the operation needs: one window as large as the map."""

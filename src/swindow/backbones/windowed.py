@@ -27,7 +27,7 @@ from swindow.backbones.geometry import (
     windows_of_stages,
 )
 from swindow.errors import ConfigError
-from swindow.layers import Linear, PatchEmbed, drop_path_rates, init_weights, learned_by
+from swindow.layers import Linear, PatchEmbed, drop_path_rates, init_weights, on_norm
 from swindow.ops import reference
 from swindow.ops.attention import Backend, window_attention
 from swindow.ops.linear import keeps_for_backward
@@ -98,13 +98,8 @@ class WindowAttention(nn.Module):
 
     def project(self, x: Tokens, norm: nn.Module | None = None) -> Float[Tensor, "B H2 W2 3 N D"]:
         """Queries, keys and values on the map; padded first, so that padded tokens carry qkv's bias, as published."""
-        if norm is None:
-            return self.qkv(pad_to_windows(x, self.window)).unflatten(-1, (3, self.num_heads, -1))
-
-        def before(x: Tensor) -> Tensor:
-            return pad_to_windows(norm(x), self.window)
-
-        return self.qkv(x, before, learned_by(norm)).unflatten(-1, (3, self.num_heads, -1))
+        qkv = on_norm(self.qkv, norm, x, lambda x: pad_to_windows(x, self.window))
+        return qkv.unflatten(-1, (3, self.num_heads, -1))
 
     def setting(self, height: int, width: int) -> dict[str, Any]:
         """Everything but queries, keys and values that the operation needs on a map of this size."""
@@ -144,11 +139,16 @@ _PIECE = 2**19
 
 def _inputs_kept(block: nn.Module, x: Tokens) -> Tokens:
     """A block of which training keeps the input alone; on a CPU, where nothing is launched, a few images at a time."""
-    alone = x.numel() <= _PIECE or x.shape[0] == 1 or not keeps_for_backward((x, *learned_by(block)))
+    parameters = dict(block.named_parameters())
+    alone = x.numel() <= _PIECE or x.shape[0] == 1 or not keeps_for_backward((x, *parameters.values()))
     if alone or x.device.type != "cpu" or in_company():
         return checkpoint(block, x, use_reentrant=False)
     # What is dropped at random is drawn piece by piece: other images than without checkpointing, no more and no fewer.
-    return by_pieces(block, x, learned_by(block), max(1, _PIECE * x.shape[0] // x.numel()))
+
+    def run(x: Tensor, *learned: Tensor) -> Tensor:
+        return torch.func.functional_call(block, dict(zip(parameters, learned, strict=True)), (x,))
+
+    return by_pieces(run, x, tuple(parameters.values()), max(1, _PIECE * x.shape[0] // x.numel()))
 
 
 class AbsolutePosition(nn.Module):

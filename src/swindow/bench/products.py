@@ -19,7 +19,7 @@ from torch.utils.flop_counter import flop_registry
 from swindow.bench.timing import Run, interleave, spread
 from swindow.bench.work import Work, dtype_of
 from swindow.errors import ConfigError
-from swindow.model import Model, ModelConfig, use_backend
+from swindow.model import Model, ModelConfig, set_backend
 from swindow.ops.linear import linear
 
 Shape = tuple[int, ...]
@@ -49,7 +49,7 @@ def products(config: ModelConfig, work: Work) -> tuple[Product, ...]:
     with torch.device("meta"):
         twin = Model(config).eval()
         images = torch.empty(work.batch, work.channels, *work.size)
-    use_backend(twin, "reference")
+    set_backend(twin, "reference")
     book = _Book()
     with torch.no_grad(), book:
         twin(images)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from swindow.errors import ShapeError, UnknownName
 from swindow.ops import cpu, reference, sdpa
+from swindow.ops.linear import differs
 from swindow.ops.windows import Size
 
 Backend = Literal["auto", "reference", "sdpa", "cpu", "triton"]
@@ -77,16 +78,19 @@ def window_attention(
 def choose(qkv: Tensor, bias: Tensor | None, window: Size, *, gradients: bool) -> Backend:
     """The fastest backend for this device, dtype, shape and need of gradients: a pure function of its arguments.
 
-    On a CPU our own kernels wherever they can be built, but for graphs that are to run elsewhere. Where they cannot:
+    On a CPU our own kernels wherever they can be built, but for graphs that are to run elsewhere, for derivatives of
+    other kinds than autograd's, and for training on very large windows. Where they cannot:
     SDPA is fused only if the bias needs no gradient, and its fused kernel is slow in half precision on windows as small
     as these; plain products beat its fallback (docs/performance.md). On a GPU, SDPA, unless `TRITON_IS_PROVEN`: then
     half precision goes to our own kernels, but for a bare window as large as the map, which is what SDPA was made for.
     """
     half = qkv.dtype in (torch.bfloat16, torch.float16)
     if qkv.device.type == "cpu":
-        if not torch.compiler.is_exporting() and cpu.refusal(qkv) is None:
-            return "cpu"
         few = window[0] * window[1] <= _MANY_TOKENS
+        if not torch.compiler.is_compiling() and differs():
+            return "reference"
+        if not torch.compiler.is_exporting() and (few or not gradients) and cpu.refusal(qkv) is None:
+            return "cpu"
         return "reference" if few and (gradients or half) else "sdpa"
     if not TRITON_IS_PROVEN or not half or (bias is None and qkv.shape[1:3] == window):
         return "sdpa"

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 _ENOUGH_IMAGES = 16
 """From this many images on, torch hands a pointwise convolution to oneDNN even on a single thread."""
 
-Before = Callable[[Tensor], Tensor]
+Before = Callable[..., Tensor]
 
 
 def linear(
@@ -22,21 +22,21 @@ def linear(
     before: Before | None = None,
     learned: tuple[Tensor, ...] = (),
 ) -> Float[Tensor, "... O"]:
-    """``before(x) @ weight.T + bias``: `F.linear`, or for a map the same sum as a pointwise convolution.
+    """``before(x, *learned) @ weight.T + bias``: `F.linear`, or for a map the same sum as a pointwise convolution.
 
     In fp32 `F.linear` calls MKL, whose log names no AVX-512 on AMD processors, where it runs at half speed. A 1x1
     convolution of the same memory, seen as channels-last images, calls oneDNN: twice as fast, backward nearly so.
 
     Args:
-        before: a norm or an activation, whose result training does not keep: the backward pass computes it again from
-            `x`. A compiler keeps what it likes.
-        learned: the parameters that `before` reads.
+        before: a norm or an activation of ``(x, *learned)``, whose result training does not keep: the backward pass
+            computes it again from them. It reads no other tensors. A compiler keeps what it likes.
+        learned: the parameters that `before` takes.
     """
     if before is None:
         return _product(x, weight, bias)
     trained = (x, weight, bias, *learned)
     if not keeps_for_backward(trained):
-        return _product(before(x), weight, bias)
+        return _product(before(x, *learned), weight, bias)
     return _Recomputing.apply(before, *trained)
 
 
@@ -69,7 +69,7 @@ class _Recomputing(torch.autograd.Function):
         }
         ctx.save_for_backward(x, weight, *learned)
         ctx.bias = bias
-        return _product(before(x), weight, bias)
+        return _product(before(x, *learned), weight, bias)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -79,8 +79,10 @@ class _Recomputing(torch.autograd.Function):
             return None, *_plainly(ctx, grad, needs)
         needs_source, needs_weight, needs_bias, *needs_learned = needs
         source = source.detach().requires_grad_(needs_source)
+        # Aliases: the parameters' own hooks are for what is added up in the end.
+        learned = [x.detach().requires_grad_(need) for x, need in zip(learned, needs_learned, strict=True)]
         with torch.enable_grad(), torch.autocast(source.device.type, **ctx.autocast):
-            redone = ctx.before(source)
+            redone = ctx.before(source, *learned)
         needs_input = needs_source or any(needs_learned)
         on_input, on_weight, on_bias = _product_backward(
             grad, redone.detach().to(grad.dtype), weight, (needs_input, needs_weight, needs_bias)
@@ -95,7 +97,7 @@ def _plainly(ctx: Any, grad: Tensor, needs: tuple[bool, ...]) -> list[Tensor | N
     """Gradients by autograd's own rules, which can be differentiated again."""
     source, weight, *learned = ctx.saved_tensors
     with torch.autocast(source.device.type, **ctx.autocast):
-        out = F.linear(ctx.before(source), weight, ctx.bias)
+        out = F.linear(ctx.before(source, *learned), weight, ctx.bias)
     inputs = (source, weight, ctx.bias, *learned)
     wanted = [x for x, need in zip(inputs, needs, strict=True) if need]
     found = iter(torch.autograd.grad(out, wanted, grad, create_graph=True))
@@ -109,7 +111,16 @@ def keeps_for_backward(tensors: tuple[Tensor | None, ...]) -> bool:
         and all(x is None or x.device.type != "meta" for x in tensors)  # which stands for shapes, and has no autocast
         and any(x is not None and x.requires_grad for x in tensors)
         and not torch.compiler.is_compiling()
-        and torch._C._functorch.peek_interpreter_stack() is None  # its transforms differentiate in ways of their own
+        and not differs()
+    )
+
+
+def differs() -> bool:
+    """Whether torch differentiates in a way that only its own operators know: transforms, forward mode, a tracer."""
+    return (
+        torch._C._functorch.peek_interpreter_stack() is not None
+        or torch.autograd.forward_ad._current_level >= 0
+        or torch._C._get_tracing_state() is not None
     )
 
 
@@ -126,7 +137,7 @@ def _product_backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of a product's input, weight and bias, as far as they are needed."""
     if not convolves_faster(x):
-        rows, steps = grad.flatten(0, -2), x.flatten(0, -2)
+        rows, steps = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
         return (
             grad @ weight.to(grad.dtype) if needs[0] else None,
             (rows.t() @ steps).to(weight.dtype) if needs[1] else None,

@@ -7,21 +7,21 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-Run = Callable[[Tensor], Tensor]
+Run = Callable[..., Tensor]
 
 
 def by_pieces(
     run: Run, x: Float[Tensor, "B ..."], parameters: tuple[Tensor, ...], images: int
 ) -> Float[Tensor, "B ..."]:
-    """``run(x)`` for a map of many images, `images` of them at a time; the backward pass runs each piece again.
+    """``run(x, *parameters)`` for many images, `images` of them at a time; the backward pass runs each piece again.
 
     Args:
         run: treats every image by itself; its output is as long as its input along B. What it draws at random, it
             draws piece by piece, and the same again in the backward pass.
-        parameters: what it learns; those that need no gradient may be among them.
+        parameters: all other tensors that it reads; those that need no gradient may be among them.
     """
     if images >= x.shape[0] or in_company():
-        return run(x)
+        return run(x, *parameters)
     return _Pieces.apply(run, images, x, *parameters)
 
 
@@ -38,12 +38,12 @@ class _Pieces(torch.autograd.Function):
         ctx.autocast = {"enabled": torch.is_autocast_enabled(device), "dtype": torch.get_autocast_dtype(device)}
         ctx.save_for_backward(x, *parameters)
         ctx.chances = [torch.get_rng_state()]
-        first = run(x[:images])
+        first = run(x[:images], *parameters)
         out = first.new_empty((x.shape[0], *first.shape[1:]))  # not a list to join: both would be in memory
         out[:images] = first
         for start in range(images, x.shape[0], images):
             ctx.chances.append(torch.get_rng_state())
-            out[start : start + images] = run(x[start : start + images])
+            out[start : start + images] = run(x[start : start + images], *parameters)
         return out
 
     @staticmethod
@@ -51,6 +51,8 @@ class _Pieces(torch.autograd.Function):
         x, *parameters = ctx.saved_tensors
         needs_x, *needs = ctx.needs_input_grad[2:]
         again = torch.is_grad_enabled()  # somebody wants a second derivative
+        if not again:  # aliases: the parameters' own hooks are for what is added up in the end
+            parameters = [x.detach().requires_grad_(need) for x, need in zip(parameters, needs, strict=True)]
         wanted = [parameter for parameter, need in zip(parameters, needs, strict=True) if need]
         on_pieces: list[Tensor] = []
         sums: list[Tensor] = []
@@ -59,7 +61,7 @@ class _Pieces(torch.autograd.Function):
             torch.set_rng_state(then)
             source = piece if again else piece.detach().requires_grad_(needs_x)
             with torch.enable_grad(), torch.autocast(x.device.type, **ctx.autocast):
-                out = ctx.run(source)
+                out = ctx.run(source, *parameters)
             sources = ([source] if needs_x else []) + wanted
             found = list(torch.autograd.grad(out, sources, toward, create_graph=again))
             if needs_x:

@@ -35,14 +35,8 @@ class Optimized(nn.Module):
         return self.network(images)
 
     def train(self, mode: bool = True) -> "Optimized":
-        """Nothing, for False.
-
-        Raises:
-            ConfigError: it cannot be trained.
-        """
-        if mode:
-            raise ConfigError("an optimized model is for inference only; train the model that it was made from")
-        return super().train(False)
+        """Nothing: it stays as it is, in a model that is trained too."""
+        return self
 
     def state_dict(self, *arguments: Any, **settings: Any) -> Any:
         """Nothing.

@@ -15,7 +15,6 @@ from swindow.model import Model
 from swindow.ops import cpu
 from swindow.ops.cpu import native
 from swindow.ops.cpu.branches import DTYPES, PLAIN, AttentionBranch, LinearLayer, MlpBranch
-from swindow.ops.linear import Before
 from swindow.ops.windows import Size
 from swindow.optimizing.freezing import frozen
 from swindow.shapes import Images, Tokens
@@ -56,7 +55,8 @@ class Cast(nn.Module):
         self.network, self.dtype, self.answers = network, dtype, answers
 
     def forward(self, images: Images) -> Tensor:
-        return self.network(images.to(self.dtype).contiguous()).to(self.answers)
+        with torch.autocast("cpu", enabled=False):
+            return self.network(images.to(self.dtype).contiguous()).to(self.answers)
 
 
 class Embed(nn.Module):
@@ -162,10 +162,7 @@ class PackedLinear(nn.Module):
         self.bias, self.gelu = layer.bias, "gelu" if gelu else "none"
         self.in_features, self.out_features = layer.in_features, layer.out_features
 
-    def forward(
-        self, x: Float[Tensor, "..."], before: Before | None = None, learned: tuple[Tensor, ...] = ()
-    ) -> Float[Tensor, "... O"]:
-        x = x if before is None else before(x)
+    def forward(self, x: Float[Tensor, "... I"]) -> Float[Tensor, "... O"]:
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, self.gelu, [], "none")
 
 
@@ -177,7 +174,7 @@ class PackedMlp(nn.Module):
         self.fc1, self.fc2 = PackedLinear(mlp.fc1, rows, gelu=True), PackedLinear(mlp.fc2, rows)
 
     def forward(self, x: Float[Tensor, "... C"], norm: nn.Module | None = None) -> Float[Tensor, "... C"]:
-        return self.fc2(self.fc1(x, norm))
+        return self.fc2(self.fc1(x if norm is None else norm(x)))
 
 
 def weights_of(layer: nn.Module) -> Weights:

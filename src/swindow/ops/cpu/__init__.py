@@ -15,10 +15,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from swindow.errors import BackendUnavailable
+from swindow.errors import BackendUnavailable, ShapeError
 from swindow.ops import reference
 from swindow.ops.cpu import native
-from swindow.ops.cpu.branches import DTYPES, PLAIN, Windows, least_length, pad_bias
+from swindow.ops.cpu.branches import DTYPES, PLAIN, Windows, enough, least_length, pad_bias
 from swindow.ops.windows import Size
 
 MOST_DEPTH = 512
@@ -98,7 +98,8 @@ def _forward(
     out = qkv.new_empty(_out_shape(qkv))
     if out.numel():
         struct, _kept = _attention(qkv, bias, scale, window, shift, cosine)
-        native.library().swindow_attend(ctypes.byref(struct), _half(qkv), _at(qkv), _at(out), torch.get_num_threads())
+        threads = torch.get_num_threads()
+        enough(native.library().swindow_attend(ctypes.byref(struct), _half(qkv), _at(qkv), _at(out), threads))
     return out
 
 
@@ -120,9 +121,10 @@ def _backward(
     struct, kept = _attention(qkv, bias, scale, window, shift, cosine)
     scales = torch.zeros(threads, scale.shape[0], dtype=torch.float64, device="cpu")
     biases = torch.zeros(threads, *kept[0].shape, **PLAIN) if biased else None
-    native.library().swindow_attend_backward(
+    done = native.library().swindow_attend_backward(
         ctypes.byref(struct), _half(qkv), _at(qkv), _at(grad), _at(slope), _at(biases), _at(scales), threads
     )
+    enough(done)
     scale_slope.copy_(scales.sum(0))
     if biases is not None:
         bias_slope.copy_(biases.sum(0)[:, :, : window[0] * window[1]])
@@ -145,6 +147,15 @@ def _attention(
 ) -> tuple[_Attention, list[Tensor]]:
     """What the kernels are told, and the tensors that must live as long."""
     images, height, width, _, heads, dim = qkv.shape
+    # Asked again here, where graphs and direct calls come by: kernels read memory as they are told that it is laid out.
+    whole = height % window[0] == 0 and width % window[1] == 0
+    shifted = 0 <= shift[0] < window[0] and 0 <= shift[1] < window[1]
+    biased = bias is None or bias.shape == (heads, math.prod(window), math.prod(window))
+    if not (whole and shifted and biased and qkv.shape[3] == 3 and scale.shape == (heads,)):
+        raise ShapeError(
+            f"qkv {tuple(qkv.shape)}, bias {None if bias is None else tuple(bias.shape)}, scale {tuple(scale.shape)}, "
+            f"window {tuple(window)}, shift {tuple(shift)} do not fit together"
+        )
     scales = scale.detach().float().contiguous()
     kept = [scales]
     if bias is not None:

@@ -306,9 +306,20 @@ def _call(
     half = int(x.dtype == torch.bfloat16)
     if torch.autograd.profiler._is_profiler_enabled:
         with torch.profiler.record_function(f"swindow::{function.__name__.removeprefix('swindow_')}"):
-            function(ctypes.byref(struct), half, *pointers, torch.get_num_threads())
+            done = function(ctypes.byref(struct), half, *pointers, torch.get_num_threads())
     else:
-        function(ctypes.byref(struct), half, *pointers, torch.get_num_threads())
+        done = function(ctypes.byref(struct), half, *pointers, torch.get_num_threads())
+    enough(done)
+
+
+def enough(done: int) -> None:
+    """What a kernel answers.
+
+    Raises:
+        MemoryError: it found too little.
+    """
+    if not done:
+        raise MemoryError("a CPU kernel found no memory to work in; take fewer images at a time, or smaller ones")
 
 
 def _check(x: Tensor, dtype: torch.dtype, channels: int, *, axis: int = -1) -> None:

@@ -58,22 +58,25 @@ struct Finder {
 };
 
 template <typename T>
-static void attend(const Attention& a, const T* qkv, T* out, int threads) {
+static bool attend(const Attention& a, const T* qkv, T* out, int threads) {
   typedef Operand<T> A;
   const Windows& w = a.windows;
   const int64_t tokens = w.tokens(), padded = w.padded_tokens(), dim = w.dim, channels = w.channels(), pixels = w.height * w.width;
   const int64_t stride = round_up(dim, LANES);
   const int64_t bytes = Scratch::bytes<float>(tokens * stride) * 3 + HeadScratch<A>::bytes(tokens, padded, dim) + Finder::bytes(w);
+  bool failed = false;  // to find memory
 #pragma omp parallel num_threads(threads)
   {
-    Scratch scratch(bytes);
+    Scratch scratch(bytes, &failed);
     float* q = scratch.take<float>(tokens * stride);
     float* k = scratch.take<float>(tokens * stride);
     float* v = scratch.take<float>(tokens * stride);
     HeadScratch<A> one(&scratch, tokens, padded, dim);
     Finder finder(w, &scratch, a.bias == nullptr);
+#pragma omp barrier
 #pragma omp for schedule(static)
     for (int64_t task = 0; task < w.images * w.each() * w.heads; task++) {
+      if (failed) continue;
       const int64_t head = task % w.heads, window = task / w.heads % w.each(), image = task / w.heads / w.each();
       const Places* places = finder.at(window);
       const T* from = qkv + image * pixels * 3 * channels + head * dim;
@@ -92,6 +95,7 @@ static void attend(const Attention& a, const T* qkv, T* out, int threads) {
       });
     }
   }
+  return !failed;
 }
 
 // result[r] += sum over steps of left(r, step) * right[step], for R rows of `dim` values, times a factor.
@@ -207,7 +211,7 @@ INLINE void through_unit(const float* unit, int64_t stride, int64_t tokens, int6
 
 // Gradients of qkv, and each thread's share of those of the bias (heads x tokens x padded) and of the scales.
 template <typename T>
-static void attend_backward(const Attention& a, const T* qkv, const T* grad_out, T* grad_qkv, float* bias_shares, double* scale_shares,
+static bool attend_backward(const Attention& a, const T* qkv, const T* grad_out, T* grad_qkv, float* bias_shares, double* scale_shares,
                             int threads) {
   const Windows& w = a.windows;
   const int64_t tokens = w.tokens(), padded = w.padded_tokens(), dim = w.dim, channels = w.channels(), pixels = w.height * w.width;
@@ -217,9 +221,16 @@ static void attend_backward(const Attention& a, const T* qkv, const T* grad_out,
                         S::bytes<float>(tokens) * 2 + Finder::bytes(w);
   const int64_t tasks = w.images * w.each() * w.heads;
   // Shares are by number, not by thread: which thread takes which does not show in the sums.
+  bool failed = false;  // to find memory
 #pragma omp parallel for schedule(static, 1) num_threads(threads)
   for (int64_t share = 0; share < threads; share++) {
-    Scratch scratch(bytes);
+    bool none = false;
+    Scratch scratch(bytes, &none);
+    if (none) {
+#pragma omp atomic write
+      failed = true;
+      continue;
+    }
     Backward s;
     s.stride = stride;
     s.q = scratch.take<float>(tokens * stride);
@@ -283,6 +294,7 @@ static void attend_backward(const Attention& a, const T* qkv, const T* grad_out,
       scatter(s.result, stride, *places, tokens, dim, to + 2 * channels, 3 * channels);
     }
   }
+  return !failed;
 }
 
 }  // namespace swindow
@@ -291,18 +303,18 @@ using namespace swindow;
 
 extern "C" {
 
-void swindow_attend(const Attention* a, int half, const void* qkv, void* out, int threads) {
-  if (half) attend(*a, static_cast<const bfloat16*>(qkv), static_cast<bfloat16*>(out), threads);
-  else attend(*a, static_cast<const float*>(qkv), static_cast<float*>(out), threads);
+// These answer whether there was memory enough.
+int swindow_attend(const Attention* a, int half, const void* qkv, void* out, int threads) {
+  if (half) return attend(*a, static_cast<const bfloat16*>(qkv), static_cast<bfloat16*>(out), threads);
+  return attend(*a, static_cast<const float*>(qkv), static_cast<float*>(out), threads);
 }
-void swindow_attend_backward(const Attention* a, int half, const void* qkv, const void* grad_out, void* grad_qkv, float* bias_shares,
-                             double* scale_shares, int threads) {
+int swindow_attend_backward(const Attention* a, int half, const void* qkv, const void* grad_out, void* grad_qkv, float* bias_shares,
+                            double* scale_shares, int threads) {
   if (half)
-    attend_backward(*a, static_cast<const bfloat16*>(qkv), static_cast<const bfloat16*>(grad_out), static_cast<bfloat16*>(grad_qkv),
-                    bias_shares, scale_shares, threads);
-  else
-    attend_backward(*a, static_cast<const float*>(qkv), static_cast<const float*>(grad_out), static_cast<float*>(grad_qkv), bias_shares,
-                    scale_shares, threads);
+    return attend_backward(*a, static_cast<const bfloat16*>(qkv), static_cast<const bfloat16*>(grad_out),
+                           static_cast<bfloat16*>(grad_qkv), bias_shares, scale_shares, threads);
+  return attend_backward(*a, static_cast<const float*>(qkv), static_cast<const float*>(grad_out), static_cast<float*>(grad_qkv),
+                         bias_shares, scale_shares, threads);
 }
 
 }

@@ -149,7 +149,7 @@ struct HeadScratch {
     weights = scratch->take<A>(QUERIES * padded);
     logits = scratch->take<float>(QUERIES * padded);
     factor = scratch->take<float>(tokens);
-    std::memset(static_cast<void*>(kt), 0, round_up(dim, 2) * padded * sizeof(A));
+    if (kt != nullptr) std::memset(static_cast<void*>(kt), 0, round_up(dim, 2) * padded * sizeof(A));
   }
 
  private:

@@ -63,7 +63,7 @@ struct AttentionBranch {
 };
 
 template <typename T>
-static void attention_branch(const AttentionBranch& b, const T* x, T* y, int threads) {
+static bool attention_branch(const AttentionBranch& b, const T* x, T* y, int threads) {
   typedef Operand<T> A;
   const Windows& w = b.windows;
   const int64_t tokens = w.tokens(), padded = w.padded_tokens(), channels = w.channels(), dim = w.dim;
@@ -76,13 +76,15 @@ static void attention_branch(const AttentionBranch& b, const T* x, T* y, int thr
   const int64_t splits = groups >= threads ? 1 : std::min<int64_t>(w.heads, (threads + groups - 1) / groups);
   const int64_t heads_each = (w.heads + splits - 1) / splits;
   A* shared = splits == 1 ? nullptr : static_cast<A*>(std::aligned_alloc(64, round_up(groups * rows * stride * sizeof(A), 64)));
+  if (splits > 1 && shared == nullptr) return false;
   typedef Scratch S;
   const int64_t bytes = S::bytes<A>(rows * stride) * 2 + S::bytes<float>(rows * head_width + LANES) + HeadScratch<A>::bytes(tokens, padded, dim) +
                         S::bytes<float>(rows * result_width) + S::bytes<float>(round_up(channels, LANES)) +
                         S::bytes<int64_t>(together * tokens) + S::bytes<int32_t>(together * padded);
+  bool failed = false;  // to find memory
 #pragma omp parallel num_threads(threads)
   {
-    Scratch scratch(bytes);
+    Scratch scratch(bytes, &failed);
     A* normed = scratch.take<A>(rows * stride);
     A* own = scratch.take<A>(rows * stride);
     float* qkv = scratch.take<float>(rows * head_width + LANES);
@@ -141,9 +143,11 @@ static void attention_branch(const AttentionBranch& b, const T* x, T* y, int thr
       }
     };
 
+#pragma omp barrier
     if (splits == 1) {
 #pragma omp for schedule(static)
       for (int64_t group = 0; group < groups; group++) {
+        if (failed) continue;
         const int64_t count = find(group);
         attend(group, count, 0, w.heads, own);
         finish(group, count, own);
@@ -152,18 +156,20 @@ static void attention_branch(const AttentionBranch& b, const T* x, T* y, int thr
 #pragma omp for schedule(static)
       for (int64_t task = 0; task < groups * splits; task++) {
         const int64_t group = task / splits, first = task % splits * heads_each;
-        if (first >= w.heads) continue;
+        if (failed || first >= w.heads) continue;
         const int64_t count = find(group);
         attend(group, count, first, std::min(first + heads_each, w.heads), shared + group * rows * stride);
       }
 #pragma omp for schedule(static)
       for (int64_t group = 0; group < groups; group++) {
+        if (failed) continue;
         const int64_t count = find(group);
         finish(group, count, shared + group * rows * stride);
       }
     }
   }
   std::free(shared);
+  return !failed;
 }
 
 struct MlpBranch {
@@ -173,7 +179,7 @@ struct MlpBranch {
 };
 
 template <typename T>
-static void mlp_branch(const MlpBranch& b, const T* x, T* y, int threads) {
+static bool mlp_branch(const MlpBranch& b, const T* x, T* y, int threads) {
   typedef Operand<T> A;
   const int64_t stride = round_up(b.channels, STEP), result_width = round_up(b.channels, NR);
   // The hidden channels are taken some whole panels at a time: they and the rows around them are to fit into the cache.
@@ -187,16 +193,19 @@ static void mlp_branch(const MlpBranch& b, const T* x, T* y, int threads) {
   const A* w1 = static_cast<const A*>(b.fc1.weights);
   const A* w2 = static_cast<const A*>(b.fc2.weights);
   const int64_t steps1 = even(b.channels), steps2 = even(b.hidden);
+  bool failed = false;  // to find memory
 #pragma omp parallel num_threads(threads)
   {
-    Scratch scratch(bytes);
+    Scratch scratch(bytes, &failed);
     A* normed = scratch.take<A>(shares.each * stride);
     A* middle = scratch.take<A>(shares.each * part_stride);
     float* result = scratch.take<float>(shares.each * result_width);
     float* wide = scratch.take<float>(round_up(b.channels, LANES));
-    zero(middle, shares.each * part_stride);
+    if (middle != nullptr) zero(middle, shares.each * part_stride);
+#pragma omp barrier
 #pragma omp for schedule(static)
     for (int64_t task = 0; task < shares.tasks; task++) {
+      if (failed) continue;
       const int64_t first = task * shares.each, count = std::min(shares.each, b.rows - first);
       for (int64_t r = 0; r < count; r++) operands(x + (first + r) * b.channels, b.channels, b.before, wide, normed + r * stride, stride);
       for (int64_t h = 0; h < hidden; h += part) {
@@ -220,6 +229,7 @@ static void mlp_branch(const MlpBranch& b, const T* x, T* y, int threads) {
       }
     }
   }
+  return !failed;
 }
 
 enum Source { ROWS = 0, CELLS = 1, PATCHES = 2 };
@@ -263,7 +273,7 @@ INLINE const T* input_row(const LinearLayer& l, const T* x, int64_t index, T* ga
 }
 
 template <typename T>
-static void linear_layer(const LinearLayer& l, const T* x, const T* residual, T* y, int threads) {
+static bool linear_layer(const LinearLayer& l, const T* x, const T* residual, T* y, int threads) {
   typedef Operand<T> A;
   const int64_t inputs = l.weights.inputs, outputs = l.weights.outputs;
   const int64_t high = l.source == ROWS ? 1 : l.source == CELLS ? 2 : l.patch_height;
@@ -275,15 +285,18 @@ static void linear_layer(const LinearLayer& l, const T* x, const T* residual, T*
   typedef Scratch S;
   const int64_t bytes = S::bytes<A>(shares.each * stride) + S::bytes<float>(shares.each * width) +
                         S::bytes<float>(round_up(inputs, LANES)) + S::bytes<T>(round_up(inputs, LANES));
+  bool failed = false;  // to find memory
 #pragma omp parallel num_threads(threads)
   {
-    Scratch scratch(bytes);
+    Scratch scratch(bytes, &failed);
     A* rows = scratch.take<A>(shares.each * stride);
     float* result = scratch.take<float>(shares.each * width);
     float* wide = scratch.take<float>(round_up(inputs, LANES));
     T* gathered = scratch.take<T>(round_up(inputs, LANES));
+#pragma omp barrier
 #pragma omp for schedule(static)
     for (int64_t task = 0; task < shares.tasks; task++) {
+      if (failed) continue;
       const int64_t first = task * shares.each, count = std::min(shares.each, all - first);
       for (int64_t r = 0; r < count; r++) operands(input_row(l, x, first + r, gathered), inputs, l.before, wide, rows + r * stride, stride);
       product(rows, stride, count, l.weights, 0, width, result, width);
@@ -295,6 +308,7 @@ static void linear_layer(const LinearLayer& l, const T* x, const T* residual, T*
       }
     }
   }
+  return !failed;
 }
 
 // Weights, outputs x inputs in fp32, to panels.
@@ -327,17 +341,19 @@ void swindow_pack(const float* weights, int64_t outputs, int64_t inputs, int hal
   if (half) pack(weights, outputs, inputs, static_cast<bfloat16*>(to));
   else pack(weights, outputs, inputs, static_cast<float*>(to));
 }
-void swindow_attention_branch(const AttentionBranch* b, int half, const void* x, void* y, int threads) {
-  if (half) attention_branch(*b, static_cast<const bfloat16*>(x), static_cast<bfloat16*>(y), threads);
-  else attention_branch(*b, static_cast<const float*>(x), static_cast<float*>(y), threads);
+// These answer whether there was memory enough.
+int swindow_attention_branch(const AttentionBranch* b, int half, const void* x, void* y, int threads) {
+  if (half) return attention_branch(*b, static_cast<const bfloat16*>(x), static_cast<bfloat16*>(y), threads);
+  return attention_branch(*b, static_cast<const float*>(x), static_cast<float*>(y), threads);
 }
-void swindow_mlp_branch(const MlpBranch* b, int half, const void* x, void* y, int threads) {
-  if (half) mlp_branch(*b, static_cast<const bfloat16*>(x), static_cast<bfloat16*>(y), threads);
-  else mlp_branch(*b, static_cast<const float*>(x), static_cast<float*>(y), threads);
+int swindow_mlp_branch(const MlpBranch* b, int half, const void* x, void* y, int threads) {
+  if (half) return mlp_branch(*b, static_cast<const bfloat16*>(x), static_cast<bfloat16*>(y), threads);
+  return mlp_branch(*b, static_cast<const float*>(x), static_cast<float*>(y), threads);
 }
-void swindow_linear_layer(const LinearLayer* l, int half, const void* x, const void* residual, void* y, int threads) {
-  if (half) linear_layer(*l, static_cast<const bfloat16*>(x), static_cast<const bfloat16*>(residual), static_cast<bfloat16*>(y), threads);
-  else linear_layer(*l, static_cast<const float*>(x), static_cast<const float*>(residual), static_cast<float*>(y), threads);
+int swindow_linear_layer(const LinearLayer* l, int half, const void* x, const void* residual, void* y, int threads) {
+  if (half)
+    return linear_layer(*l, static_cast<const bfloat16*>(x), static_cast<const bfloat16*>(residual), static_cast<bfloat16*>(y), threads);
+  return linear_layer(*l, static_cast<const float*>(x), static_cast<const float*>(residual), static_cast<float*>(y), threads);
 }
 
 }

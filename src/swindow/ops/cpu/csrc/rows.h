@@ -15,7 +15,7 @@ struct Norm {
 
 INLINE bool any(const Norm& norm) { return norm.weight != nullptr; }
 
-// Layer norm of `channels` values in fp32, in place; what lies between them and the next whole vector becomes zero.
+// Layer norm of `channels` values in fp32, in place.
 INLINE void normalise(float* row, int64_t channels, const Norm& norm) {
   const int64_t whole = channels / LANES * LANES;
   Vec total{};

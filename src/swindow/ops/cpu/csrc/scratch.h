@@ -3,21 +3,27 @@
 
 #include <cstdint>
 #include <cstdlib>
-#include <new>
 
 namespace swindow {
 
 class Scratch {
  public:
-  explicit Scratch(int64_t bytes) : start_(static_cast<char*>(std::aligned_alloc(64, (bytes + 63) / 64 * 64))), next_(start_) {
-    if (start_ == nullptr) throw std::bad_alloc();
+  // Nothing is thrown: an exception must not leave a parallel region. Where there is no memory, `failed` becomes true,
+  // and nothing may be taken.
+  Scratch(int64_t bytes, bool* failed) : start_(static_cast<char*>(std::aligned_alloc(64, (bytes + 63) / 64 * 64))), next_(start_) {
+    if (start_ == nullptr) {
+#pragma omp atomic write
+      *failed = true;
+    }
   }
   ~Scratch() { std::free(start_); }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
 
+  // n values, or null where there is no memory.
   template <typename T>
   T* take(int64_t n) {
+    if (start_ == nullptr) return nullptr;
     T* here = reinterpret_cast<T*>(next_);
     next_ += bytes<T>(n);
     return here;

@@ -146,10 +146,10 @@ INLINE Vec exponential(Vec x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * (r * r) + r + 1.0f;
-  IntVec bits;
+  UintVec bits;
   std::memcpy(&bits, &shifted, sizeof bits);
   bits = bits << 23;  // the integer's low bits become the exponent's offset
-  IntVec value;
+  UintVec value;
   std::memcpy(&value, &p, sizeof value);
   value = value + bits;
   Vec y;
