@@ -80,7 +80,8 @@ class Mlp(nn.Module):
         if _is_plain_norm(norm) and isinstance(self.fc1, Linear) and _bare(self.fc1):
             few = self.fc1.in_features <= _CHEAP and x.ndim == 4 and x.device.type == "cpu"
             layers = (self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
-            if few and keeps_for_backward((x, norm.weight, *layers)):
+            whole = all(tensor is not None for tensor in layers)
+            if few and whole and keeps_for_backward((x, norm.weight, *layers)):
                 images = _PIECE * x.shape[0] // max(1, x.numel() // x.shape[-1] * self.fc1.out_features)
                 run = functools.partial(_mlp, norm.normalized_shape, norm.eps)
                 return by_pieces(run, x, (norm.weight, norm.bias, *layers), max(1, images))
