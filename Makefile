@@ -62,7 +62,7 @@ fmt: setup  ## format and fix
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: setup  ## the comparisons that need no data of yours (half an hour; peers: uv pip install '.[bench]')
+bench: setup  ## the comparisons that need no data of yours (half an hour)
 	-OMP_WAIT_POLICY=passive $(BIN)/swindow bench --suite cpu --out benchmarks/results
 	$(BIN)/python benchmarks/loop_overhead.py
 	OMP_WAIT_POLICY=passive $(BIN)/python benchmarks/accuracy.py digits --seeds 3
