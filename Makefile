@@ -7,7 +7,7 @@ PYTEST := $(BIN)/python -m pytest -q
 DEMO   ?= runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-gpu lint types floors fmt bench lock clean
+.PHONY: help setup demo demo-segment test test-all test-gpu lint types floors fmt bench lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -37,6 +37,9 @@ $(READY): requirements.lock pyproject.toml
 
 demo: setup  ## train on 1,797 scanned digits, judge, predict, explain (three minutes on two cores)
 	@OMP_WAIT_POLICY=passive $(BIN)/python examples/demo.py --out $(DEMO)
+
+demo-segment: setup  ## train on 96 painted towns to name every pixel, judge, predict, explain (four minutes on two cores)
+	@OMP_WAIT_POLICY=passive $(BIN)/python examples/demo_segment.py --out $(DEMO)-segment
 
 test: setup  ## the fast tests (tiny configs), in two passes: with shapes checked, and compiled
 	$(PYTEST) -n 2 -m "not slow and not gpu and not compiled" --jaxtyping-packages=swindow,beartype.beartype

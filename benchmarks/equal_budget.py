@@ -29,7 +29,7 @@ from swindow.learner import Learner
 from swindow.model import Model
 from swindow.optim import OptimConfig
 from swindow.preprocess import Preprocess
-from swindow.settings import PIXELS, TrainConfig
+from swindow.settings import TrainConfig, pixel_statistics
 
 WARM, TIMED = 2, 5
 
@@ -68,7 +68,7 @@ class Peer(Model):
         self.backbone.blocks = lambda: [block for stage in stages for block in stage.blocks]
         self.head = Head(peer.head, ClassifierConfig(num_classes=len(classes), label_smoothing=config.label_smoothing))
         self.config = dataclasses.make_dataclass("Config", ["in_channels", "name"])(config.channels, "timm swin_tiny")
-        mean, std = PIXELS[config.channels]
+        mean, std = pixel_statistics(config.channels)
         self.preprocess = Preprocess(size=(size, size), mean=mean, std=std, crop_ratio=config.crop_ratio)
         self.classes = classes
 
@@ -111,7 +111,7 @@ def main() -> None:
 def ours(config: TrainConfig, classes: tuple[str, ...]) -> nn.Module:
     fields = {"drop_path": config.drop_path, "label_smoothing": config.label_smoothing, **config.fields}
     model = swindow.build(config.model, num_classes=len(classes), in_channels=config.channels, **fields)
-    mean, std = PIXELS[config.channels]
+    mean, std = pixel_statistics(config.channels)
     model.preprocess = Preprocess(size=(config.size, config.size), mean=mean, std=std, crop_ratio=config.crop_ratio)
     model.classes = classes
     return model

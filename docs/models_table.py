@@ -43,7 +43,10 @@ def page() -> str:
     """The page as Markdown."""
     parts = [HEAD]
     for kind, (title, about) in ABOUT.items():
-        formats = ", ".join(dict.fromkeys(form.name for form in FORMATS if kind in form.kinds)) or "swindow only"
+        formats = (
+            ", ".join(dict.fromkeys(form.name for form in FORMATS if kind in form.kinds and "classifier" in form.heads))
+            or "swindow only"
+        )
         parts.append(f"\n## {title}\n\n{about}.\nFormats: {formats}.\n")
         parts.append("| variant | parameters | G MACs | at | published weights |\n|---|---:|---:|---:|---|")
         parts += [row(name) for name, config in VARIANTS.items() if config.kind == kind]

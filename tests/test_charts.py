@@ -79,6 +79,30 @@ def test_every_confusion_is_a_cell_that_says_what_it_is():
     assert float(cells["a recog"].get("fill-opacity")) > float(cells["a taken"].get("fill-opacity"))
 
 
+def test_pixels_are_told_in_shares_of_their_row():
+    confusion = np.array([[9_994, 0, 6], [350, 9_649, 1], [0, 0, 7_000_000]])
+    tree = parse(confusion_chart(confusion, ["a", "b", "c"], shares=True))
+    said = [node.find("title").text for node in tree.iter("rect") if node.find("title") is not None]
+    assert said == [
+        "a recognised: 99.9% (9,994 pixels)",
+        "a taken for c: 0.1% (6 pixels)",
+        "b taken for a: 3.5% (350 pixels)",
+        "b recognised: 96.5% (9,649 pixels)",
+        "c recognised: 100.0% (7,000,000 pixels)",
+    ]  # one pixel of ten thousand is left out
+    assert [text for text in labels(tree) if text.endswith("%")] == ["99%", "0.1%", "3.5%", "96%", "100%"]
+    assert tree.get("aria-label").endswith("100.0% of 7,020,000 pixels on the diagonal")
+
+
+def test_of_many_classes_in_shares_fewer_are_shown():
+    confusion = np.diag(np.full(60, 90))
+    confusion[55, 3], confusion[20, 59] = 5, 1
+    tree = parse(confusion_chart(confusion, [f"c{k}" for k in range(60)], shares=True))
+    names = {text for text in labels(tree) if text.startswith("c")}
+    assert len(names) == 40
+    assert {"c55", "c3", "c20", "c59"} < names
+
+
 @pytest.mark.parametrize("classes", [10, 21, 47, 100])
 def test_names_are_legible_and_inside_whatever_the_number_of_classes(classes):
     names = [f"class number {k}" for k in range(classes)]

@@ -11,7 +11,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from swindow.backbones import VARIANTS
 from swindow.counting import count, stage_table
+from swindow.heads.upernet import ConvNorm
 from swindow.model import Model, build, use_backend
+from tiny_segmenters import HEADS, segmenter
 
 Tiny = Callable[..., Model]
 
@@ -178,6 +180,80 @@ def test_a_vit_s_stages_lie_on_the_grid_of_its_patches() -> None:
     parts = count(on_meta("deit_tiny_distilled"), (224, 160)).parts
     assert [part.grid for part in parts] == [(14, 10)] * 6
     assert [part.heads for part in parts[1:5]] == [3] * 4
+
+
+# G MACs of one image of this height and width (Swin paper, table 3).
+SEGMENTERS = {
+    "upernet_swin_tiny": ((512, 2048), 945),
+    "upernet_swin_small": ((512, 2048), 1038),
+    "upernet_swin_base": ((512, 2048), 1188),
+    "upernet_resnet_101": ((512, 2048), 1029),
+}
+
+
+@pytest.mark.parametrize("name", SEGMENTERS)
+def test_published_counts_of_segmenters(name: str) -> None:
+    size, published = SEGMENTERS[name]
+    assert count(on_meta(name), size).macs / 1e9 == pytest.approx(published, rel=0.006)
+
+
+def test_published_count_of_a_larger_crop() -> None:
+    assert count(on_meta("upernet_swin_base"), (640, 2560)).macs / 1e9 == pytest.approx(1841, rel=0.006)
+
+
+@pytest.mark.parametrize(("head", "family"), [(head, family) for head in HEADS for family in ("swin", "vit", "resnet")])
+@pytest.mark.parametrize("size", [(32, 32), (33, 50)])
+def test_product_macs_of_segmenters_are_what_torch_counts(head: str, family: str, size: tuple[int, int]) -> None:
+    with torch.device("meta"):
+        model = segmenter(head, family)
+        for module in model.modules():
+            if isinstance(module, ConvNorm):
+                module.as_published = True
+        with FlopCounterMode(display=False) as counter:
+            model(torch.empty(1, 3, *size))
+    counts = count(model, size)
+    assert counter.get_total_flops() == 2 * counts.product_macs
+    assert counts.parameters == sum(parameter.numel() for parameter in model.parameters())
+    assert sum(part.macs for part in counts.parts) == counts.macs
+
+
+def test_what_runs_is_less_than_what_is_published() -> None:
+    with torch.device("meta"):
+        model = build("upernet_swin_tiny").eval()
+        with FlopCounterMode(display=False) as counter:
+            model(torch.empty(1, 3, 512, 512))
+    assert counter.get_total_flops() < 2 * 0.65 * count(model, 512).product_macs
+
+
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        (
+            "upernet_swin_tiny",
+            [
+                "stage 4    16x16       768       2     24     7x7    3x3  14,183,856    4,345.8 M",
+                "pooling    16x16       512                                14,554,112    3,341.7 M",
+                "pyramid  128x128       512                                 7,428,096   52,165.6 M",
+                "head     128x128       150                                10,441,836  155,888.5 M",
+                "sum                                                       59,941,862  236,438.2 M",
+            ],
+        ),
+        (
+            "swin_unet",
+            [
+                "stage 4        7x7       768       2     24     7x7    0x0  14,183,856    701.2 M",
+                "decoder 1    14x14       384       2     12     7x7    3x3   5,028,696    824.4 M",
+                "decoder 2    28x28       192       2      6     7x7    3x3   1,260,972    839.5 M",
+                "decoder 3    56x56        96       2      3     7x7    3x3     317,142    869.8 M",
+                "head       224x224         9                                   150,240    510.9 M",
+                "sum                                                         27,168,900  6,120.7 M",
+            ],
+        ),
+    ],
+)
+def test_the_stage_table_shows_the_decoder(name: str, lines: list[str]) -> None:
+    size = 512 if name.startswith("upernet") else 224
+    assert stage_table(count(on_meta(name), size)).splitlines()[-len(lines) :] == lines
 
 
 def test_counting_neither_runs_nor_changes_the_model(tiny: Tiny) -> None:

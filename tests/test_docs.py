@@ -16,7 +16,7 @@ def blocks(page):
     return re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.M | re.S)
 
 
-RUN = [ROOT / "README.md", ROOT / "docs" / "train.md", ROOT / "docs" / "checkpoints.md"]
+RUN = [ROOT / "README.md", *(ROOT / "docs" / name for name in ("train.md", "segment.md", "checkpoints.md"))]
 
 
 @pytest.mark.parametrize("page", RUN, ids=lambda page: page.name)
@@ -46,7 +46,7 @@ def test_the_table_of_models_is_up_to_date():
 
 
 def test_every_flag_in_the_guide_exists(capsys):
-    guide = (ROOT / "docs" / "train.md").read_text(encoding="utf-8")
+    guide = "".join((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("train.md", "segment.md"))
     with pytest.raises(SystemExit):
         cli.main(["train", "--help"])
     known = capsys.readouterr().out

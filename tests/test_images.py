@@ -15,7 +15,7 @@ from PIL import Image, ImageFile
 
 import hostile
 from swindow.errors import ConfigError, DataError
-from swindow.images import ImageLimits, ImageTooLarge, name_of, probe_image, read_image
+from swindow.images import ImageLimits, ImageTooLarge, name_of, probe_image, read_image, read_stored
 
 ODD = hostile.odd_files()
 
@@ -301,3 +301,53 @@ def test_a_thousand_mutants_end_in_pixels_or_a_data_error() -> None:
 def test_limits_must_be_positive() -> None:
     with pytest.raises(ConfigError, match="max_pixels is 0"):
         ImageLimits(max_pixels=0)
+
+
+def test_a_window_of_intensities() -> None:
+    """What has more than 8 bits is mapped from the window to 0..255 and clipped; 8 bits stay what they are."""
+    values = np.array([[0, 1000, 2000], [3000, 40_000, 65_535]], np.uint16)
+    expected = np.rint(np.clip((values.astype(float) - 1000) / 2000, 0, 1) * 255)
+    window = (1000.0, 3000.0)
+    for image in (
+        values,
+        values.astype(np.float32),
+        values.astype(np.int32),
+        torch.from_numpy(values.astype(np.float64)),
+        hostile.encode(Image.fromarray(values), "PNG"),
+        hostile.encode(Image.fromarray(values.astype(np.float32)), "TIFF"),
+        hostile.encode(Image.fromarray(values.astype(np.int32)), "TIFF"),
+    ):
+        np.testing.assert_array_equal(read_image(image, channels=1, intensity=window)[0], expected)
+    five = np.dstack([values] * 5)
+    assert read_image(five, channels=5, intensity=window).shape == (5, 2, 3)
+    small = hostile.picture(height=4, width=5)
+    for image in (small, hostile.encode(small, "PNG")):
+        np.testing.assert_array_equal(as_array(read_image(image, intensity=window)), small)
+    with pytest.raises(DataError, match="array with pixels that are not finite; repair it"):
+        read_image(np.array([[np.nan, 1.0]]), intensity=window)
+    with pytest.raises(DataError, match="not finite"):
+        read_image(hostile.UNREADABLE["nan.tif"](), intensity=window)
+    for odd in ((2.0, 1.0), (0.0, float("nan"))):
+        with pytest.raises(ConfigError, match="is not a lower and a higher value"):
+            read_image(values, intensity=odd)
+
+
+def test_what_a_file_stores() -> None:
+    """Masks need the numbers, not their colours."""
+    indices = np.array([[0, 1, 2], [2, 255, 1]], np.uint8)
+    image = Image.fromarray(indices)
+    image.putpalette([9, 8, 7, 6, 5, 4, *[1] * 762])
+    stored = read_stored(hostile.encode(image, "PNG"))
+    assert (stored.mode, stored.format) == ("P", "PNG")
+    np.testing.assert_array_equal(stored.values, indices)
+    assert stored.palette is not None
+    assert stored.palette[:2].tolist() == [[9, 8, 7], [6, 5, 4]]
+    deep = np.array([[0, 300, 65_535]], np.uint16)
+    stored = read_stored(hostile.encode(Image.fromarray(deep), "PNG"))
+    assert stored.palette is None
+    np.testing.assert_array_equal(stored.values, deep)
+    for name in ("png-50.png", "empty.jpg", "bad-pixel-checksum.png"):
+        with pytest.raises(DataError):
+            read_stored(hostile.UNREADABLE[name]())
+    with pytest.raises(ImageTooLarge):
+        read_stored(hostile.TOO_LARGE["one-bit-30000.png"]())

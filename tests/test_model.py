@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from swindow.backbones import VARIANTS
 from swindow.errors import ConfigError, UnknownName
-from swindow.model import Model, ModelConfig, backbone, build, model_config, models, use_backend
+from swindow.model import MODELS, Model, ModelConfig, backbone, build, model_config, models, use_backend
 from swindow.ops import reference, sdpa
 
 Tiny = Callable[..., Model]
@@ -68,8 +68,8 @@ def test_a_config_alone_rebuilds_the_model(tiny: Tiny) -> None:
 
 
 def test_models_are_listed_by_shell_pattern() -> None:
-    assert models() == sorted(VARIANTS)
-    assert models("*n?no") == ["swin_nano"]
+    assert models() == sorted([*VARIANTS, *MODELS])
+    assert models("*n?no") == ["swin_nano", "unet_swin_nano", "upernet_swin_nano"]
     assert models("nothing*") == []
 
 

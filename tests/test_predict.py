@@ -11,11 +11,10 @@ from PIL import Image
 
 import hostile
 from pictures import HUES, class_folders, picture
-from swindow import predict
 from swindow.checkpoints import save
 from swindow.errors import ConfigError, DataError
 from swindow.images import ImageLimits, read_image
-from swindow.predict import Failure, Prediction, Predictor, predict_files
+from swindow.predict import Failure, Prediction, Predictor, classified, predict_files
 from swindow.preprocess import Preprocess
 
 # A comma, a quote, a line break, markup and letters that no font here has.
@@ -210,8 +209,12 @@ def test_the_sheet_shows_pictures_and_failures(predictor, tmp_path):
 
 def test_the_sheet_holds_64_images_and_says_how_many_more(predictor, tmp_path, monkeypatch):
     drawn = {}
-    monkeypatch.setattr(predict.sheets, "sheet", lambda tiles, footer: drawn.update(n=len(tiles), said=footer) or blank)
     blank = Image.new("RGB", (4, 4))
+
+    def draw(tiles, footer):
+        return drawn.update(n=len(tiles), said=footer) or blank
+
+    monkeypatch.setattr(classified.sheets, "sheet", draw)
     paths = class_folders(tmp_path / "in", per_class=22)
     predict_files(predictor, [paths], tmp_path / "out")
     assert drawn == {"n": 64, "said": "the first 64 of 66 images; 2 more in predictions.csv"}
@@ -234,7 +237,7 @@ def test_an_interrupted_call_leaves_what_was_there(predictor, tmp_path, monkeypa
     paths = class_folders(tmp_path / "in", per_class=3)
     predict_files(predictor, [paths], tmp_path / "out")
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
-    record, calls = predict._record, []
+    record, calls = classified._record, []
 
     def interrupted(*arguments):
         calls.append(arguments)
@@ -242,7 +245,7 @@ def test_an_interrupted_call_leaves_what_was_there(predictor, tmp_path, monkeypa
             raise KeyboardInterrupt
         return record(*arguments)
 
-    monkeypatch.setattr(predict, "_record", interrupted)
+    monkeypatch.setattr(classified, "_record", interrupted)
     with pytest.raises(KeyboardInterrupt):
         predict_files(predictor, [paths], tmp_path / "out")
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before

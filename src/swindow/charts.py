@@ -18,6 +18,9 @@ WIDTH, HEIGHT = 360, 220
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 26, 26
 MOST_POINTS = 160
 MOST_CLASSES = 100
+MOST_OF_SHARES = 40
+"""Classes of a confusion in shares: of pixels nearly every cell has some, and each is text in the page."""
+LEAST_SHARE = 0.0005
 
 Number = int | float
 
@@ -80,12 +83,14 @@ def reliability_chart(bins: Sequence[Bin]) -> str:
     return _svg(f"Reliability diagram: {told}", LEFT + side + 22, base + 40, parts)
 
 
-def confusion_chart(confusion: np.ndarray, classes: Sequence[str]) -> str:
+def confusion_chart(confusion: np.ndarray, classes: Sequence[str], *, shares: bool = False) -> str:
     """True classes as rows, predicted ones as columns; colour is the share of a row, numbers are images.
 
-    Of more than 100 classes it shows those with the most mistakes; see `shown_classes`.
+    With `shares` what is counted are pixels: numbers are shares of the row, and those below 0.05 % are left out.
+
+    Of more than 100 classes (40 with `shares`) it shows those with the most mistakes; see `shown_classes`.
     """
-    shown = shown_classes(confusion)
+    shown = shown_classes(confusion, MOST_OF_SHARES if shares else MOST_CLASSES)
     names = [_cut(clean(classes[k]), 24) for k in shown]
     cell = next(side for limit, side in ((12, 46), (25, 32), (50, 18), (MOST_CLASSES, 10)) if len(shown) <= limit)
     size = min(12.0, cell - 1.0)
@@ -99,15 +104,17 @@ def confusion_chart(confusion: np.ndarray, classes: Sequence[str]) -> str:
     row_sums = np.maximum(confusion.sum(axis=1), 1)
     for row, true in enumerate(shown):
         for column, predicted in enumerate(shown):
-            count = int(confusion[true, predicted])
-            if count:
-                said = f"{clean(classes[true])} taken for {clean(classes[predicted])}"
-                said = f"{clean(classes[true])} recognised" if true == predicted else said
-                place_ = left + cell * column, top + cell * row
-                parts += _cell(place_, cell, count, count / row_sums[true], said, right=true == predicted)
+            count, share = int(confusion[true, predicted]), confusion[true, predicted] / row_sums[true]
+            if (share < LEAST_SHARE) if shares else (count == 0):
+                continue
+            said = f"{clean(classes[true])} taken for {clean(classes[predicted])}"
+            said = f"{clean(classes[true])} recognised" if true == predicted else said
+            said += f": {share:.1%} ({count:,} pixels)" if shares else f": {count} ({share:.1%})"
+            box = _Cell(left + cell * column, top + cell * row, cell, right=true == predicted)
+            parts += box.drawn(share, said, [_short_share(share)] if shares else [str(count), f"{share:.0%}"])
     side = cell * len(shown)
     parts.append(_tag("rect", cls="frame", x=left, y=top, width=side, height=side))
-    told = f"Confusion matrix: {int(np.trace(confusion))} of {int(confusion.sum())} on the diagonal"
+    told = f"Confusion matrix: {_on_diagonal(confusion, shares=shares)} on the diagonal"
     return _svg(told, left + side + 2, top + side + 2, parts, fixed=True)
 
 
@@ -138,22 +145,38 @@ def _column_name(x: Number, y: Number, name: str, size: Number, *, turned: bool)
     return _tag("text", html.escape(name), cls="label", font_size=f"{size:g}", transform=turn)
 
 
-def _cell(
-    corner: tuple[Number, Number], side: Number, count: int, share: Number, said: str, *, right: bool
-) -> list[str]:
-    left, top = corner
-    strength = 0.12 + 0.88 * share  # so that a single mistake among a hundred is still seen
-    told = f"{said}: {count} ({share:.1%})"
-    parts = [_box(left + 0.5, top + 0.5, side - 1, side - 1, "right" if right else "wrong", told, round(strength, 3))]
-    if side < 30:
+class _Cell(NamedTuple):
+    """A field of a confusion matrix."""
+
+    left: Number
+    top: Number
+    side: Number
+    right: bool
+
+    def drawn(self, share: float, said: str, numbers: Sequence[str]) -> list[str]:
+        """Its colour and, where there is room, one number or two below each other."""
+        strength = 0.12 + 0.88 * share  # so that a single mistake among a hundred is still seen
+        cls, side = "right" if self.right else "wrong", self.side
+        parts = [_box(self.left + 0.5, self.top + 0.5, side - 1, side - 1, cls, said, round(strength, 3))]
+        if side < 30:
+            return parts
+        ink = "count strong" if strength > 0.55 else "count"
+        x, y = self.left + side / 2, self.top + side / 2
+        both = side > 40 and len(numbers) > 1
+        parts.append(_tag("text", numbers[0], cls=ink, x=x, y=y + (1 if both else 4), text_anchor="middle"))
+        if both:
+            parts.append(_tag("text", numbers[1], cls=f"{ink} small", x=x, y=y + 14, text_anchor="middle"))
         return parts
-    ink = "count strong" if strength > 0.55 else "count"
-    x, y = left + side / 2, top + side / 2
-    with_share = side > 40
-    parts.append(_tag("text", str(count), cls=ink, x=x, y=y + (1 if with_share else 4), text_anchor="middle"))
-    if with_share:
-        parts.append(_tag("text", f"{share:.0%}", cls=f"{ink} small", x=x, y=y + 14, text_anchor="middle"))
-    return parts
+
+
+def _short_share(share: float) -> str:
+    """At most four characters, and never 100% of what is less."""
+    return "100%" if share == 1 else f"{share:.1%}" if share < 0.0995 else f"{min(share, 0.99):.0%}"
+
+
+def _on_diagonal(confusion: np.ndarray, *, shares: bool) -> str:
+    right, every = int(np.trace(confusion)), int(confusion.sum())
+    return f"{right / max(every, 1):.1%} of {every:,} pixels" if shares else f"{right} of {every}"
 
 
 def _line(line: Series, x: _Scale, y: _Scale) -> str:

@@ -106,12 +106,17 @@ class Readable(Protocol):
 Source = str | Path | bytes | Readable | Image.Image | np.ndarray | Tensor
 
 
-def read_image(source: Source, *, channels: int = 3, limits: ImageLimits = LIMITS) -> UInt8[Tensor, "C h w"]:
+def read_image(
+    source: Source, *, channels: int = 3, limits: ImageLimits = LIMITS, intensity: tuple[float, float] | None = None
+) -> UInt8[Tensor, "C h w"]:
     """Any picture as 8-bit pixels; files, bytes and Pillow images go through the gate described above.
 
     Arrays are ``h w`` or ``h w C``, tensors ``h w`` or ``C h w``, of bool, uint8, uint16 or finite floats in 0..1. A
     count of channels that equals `channels` passes as it is; else a second or fourth channel is alpha, and grey and RGB
     are turned into each other.
+
+    `intensity` is a window, for values of more than 8 bits: its lower value becomes 0, its upper 255, linearly, and
+    what lies beyond is clipped. With it, arrays may be of any real type and range; 8-bit values stay what they are.
 
     The strides are those of the decoder (channels last); call ``contiguous()`` where that matters.
 
@@ -120,16 +125,50 @@ def read_image(source: Source, *, channels: int = 3, limits: ImageLimits = LIMIT
         ImageTooLarge: it is over `limits`.
     """
     if isinstance(source, (np.ndarray, Tensor)):
-        return _with_channels(_from_array(source), channels)
+        return _with_channels(_from_array(source, _window(intensity)), channels)
     if channels not in (1, 3):
         raise DataError(
             f"{name_of(source)}: an image file gives 1 or 3 channels, not {channels}; pass an array instead"
         )
+    window = _window(intensity)
+    with _decoded(source, limits) as image:
+        return _to_tensor(_in_mode(_plain(image, window), "L" if channels == 1 else "RGB"))
+
+
+class Stored(NamedTuple):
+    """The numbers of an image file as it stores them, ``h w`` or ``h w C``, and what they mean."""
+
+    values: np.ndarray
+    mode: str
+    """Pillow's: 1, L, P, I;16, RGB, …"""
+    palette: np.ndarray | None
+    """uint8 ``N 3``: the colours that a palette gives to the numbers."""
+    format: str
+
+
+def read_stored(source: str | Path | bytes, *, limits: ImageLimits = LIMITS) -> Stored:
+    """What a file says, unchanged: for masks, whose numbers are indices; a palette's colours stay apart.
+
+    Raises:
+        DataError: as `read_image`.
+    """
+    with _decoded(source, limits) as image:
+        colours = image.getpalette("RGB") if image.mode == "P" else None
+        palette = None if colours is None else np.asarray(colours, np.uint8).reshape(-1, 3)
+        return Stored(np.array(image), image.mode, palette, image.format or "")
+
+
+@contextlib.contextmanager
+def _decoded(source: str | Path | bytes | Readable | Image.Image, limits: ImageLimits) -> Iterator[Image.Image]:
+    """The whole image, the right way up, in the mode of its file."""
     with _opened(source, limits) as image:
+        kind = image.format
         _refuse_damage(image)
-        with _pillow_limits(limits) if image.format == "TIFF" else contextlib.nullcontext():
+        with _pillow_limits(limits) if kind == "TIFF" else contextlib.nullcontext():
             image.load()
-        return _to_tensor(_in_mode(_plain(_upright(image)), "L" if channels == 1 else "RGB"))
+        upright = _upright(image)
+        upright.format = kind
+        yield upright
 
 
 def probe_image(source: str | Path | bytes, *, limits: ImageLimits = LIMITS) -> ImageHeader:
@@ -274,9 +313,11 @@ def _upright(image: Image.Image) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def _plain(image: Image.Image) -> Image.Image:
+def _plain(image: Image.Image, window: tuple[float, float] | None) -> Image.Image:
     """The mode table: an image of any mode as L or RGB."""
     mode = image.mode
+    if window is not None and (mode in ("I", "F") or mode.startswith("I;16")):
+        return Image.fromarray(windowed(np.asarray(image), *window))
     if mode.startswith("I;16"):
         return Image.fromarray(_from_16_bit(np.asarray(image)))
     if mode == "I":  # 16-bit PNM and signed TIFF
@@ -305,13 +346,18 @@ def _to_tensor(image: Image.Image) -> UInt8[Tensor, "C h w"]:
     return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
 
 
-def _from_array(array: np.ndarray | Tensor) -> UInt8[Tensor, "C h w"]:
+def _from_array(array: np.ndarray | Tensor, window: tuple[float, float] | None) -> UInt8[Tensor, "C h w"]:
     what = "array" if isinstance(array, np.ndarray) else "tensor"
     values = array if isinstance(array, np.ndarray) else array.detach().cpu().numpy()
     if values.ndim not in (2, 3) or 0 in values.shape:
         layout = "h w or h w C" if what == "array" else "h w or C h w"
         raise DataError(f"{what} of shape {tuple(values.shape)} is no image; give {layout}")
-    if values.dtype == np.uint16:
+    if window is not None and values.dtype.kind in "iuf" and values.dtype != np.uint8:
+        try:
+            values = windowed(values, *window)
+        except ValueError as error:
+            raise DataError(f"{what} with {error}; repair it") from error
+    elif values.dtype == np.uint16:
         values = _from_16_bit(values)
     elif np.issubdtype(values.dtype, np.floating):
         try:
@@ -326,6 +372,25 @@ def _from_array(array: np.ndarray | Tensor) -> UInt8[Tensor, "C h w"]:
     if pixels.ndim == 2:
         return pixels[None]
     return pixels.permute(2, 0, 1) if what == "array" else pixels
+
+
+def windowed(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    """uint8 of the same shape: `low` and less becomes 0, `high` and more 255, linearly in between.
+
+    Raises:
+        ValueError: values that are not finite.
+    """
+    scaled = (values.astype(np.float32) - np.float32(low)) * np.float32(255 / (high - low))
+    if not np.isfinite(scaled).all():
+        raise ValueError("pixels that are not finite")
+    return np.rint(np.clip(scaled, 0, 255, out=scaled), out=scaled).astype(np.uint8)
+
+
+def _window(intensity: tuple[float, float] | None) -> tuple[float, float] | None:
+    """The window, if it is one."""
+    if intensity is not None and not (np.isfinite(intensity).all() and intensity[0] < intensity[1]):
+        raise ConfigError(f"intensity {intensity} is not a lower and a higher value")
+    return intensity
 
 
 def _from_16_bit(values: np.ndarray) -> np.ndarray:

@@ -26,11 +26,14 @@ class ReadyModel:
     device: torch.device
     precision: Precision
 
-    def logits(self, pixels: UInt8[Tensor, "B C h w"]) -> Float[Tensor, "B K"]:
-        """What the model says about images of its size, in fp32 on the CPU."""
+    def logits(self, pixels: UInt8[Tensor, "B C h w"]) -> Float[Tensor, "B K *sizes"]:
+        """What the model says about images as it takes them, or about each of their pixels, in fp32 on the CPU."""
+        return self.maps(pixels).cpu()
+
+    def maps(self, pixels: UInt8[Tensor, "B C h w"]) -> Float[Tensor, "B K *sizes"]:
+        """The same, left on the model's device."""
         with evaluating(self.model), torch.inference_mode(), autocast(self.device, self.precision):
-            logits = self.model(self.preprocess.normalize(pixels.to(self.device, non_blocking=True)))
-        return logits.float().cpu()
+            return self.model(self.preprocess.normalize(pixels.to(self.device, non_blocking=True))).float()
 
 
 def ready(model: Model | str | Path, *, device: str = "auto", precision: str = "auto") -> ReadyModel:

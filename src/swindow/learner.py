@@ -30,7 +30,7 @@ class Position:
     """Batches of `epoch` that are behind us."""
     seconds: float = 0.0
     best: float = -1.0
-    """Highest validation accuracy so far."""
+    """Highest validation score so far."""
     judged: int = -1
     """Step of the latest evaluation."""
     waited: int = 0
@@ -45,7 +45,9 @@ class StepReport:
 
     losses: dict[str, Tensor]
     gradient_norm: Tensor
-    correct: Tensor
+    right: Tensor
+    """Right answers, of `counted`: of images, or of pixels that have a label."""
+    counted: Tensor
     images: int
 
 
@@ -102,7 +104,7 @@ class Learner:
         self.model.train()
         self.optimizer.set_rate(self.rate)
         total: dict[str, Tensor] = {}
-        correct = torch.zeros((), device=self.device)
+        right, counted = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
         for number, batch in enumerate(batches):
             images, targets = self.prepare(batch, number)
             with autocast(self.device, self.precision):
@@ -112,12 +114,12 @@ class Learner:
             self.scaler.scale(loss / len(batches)).backward()
             for name, value in judged.losses.items():
                 total[name] = total.get(name, 0) + value.detach() / len(batches)
-            labels = targets if targets.ndim == 1 else targets.argmax(1)
-            correct += (self.model.head.decode(judged.outputs).detach().argmax(1) == labels).sum()
+            answers = self.model.head.right(judged.outputs, targets)
+            right, counted = right + answers[0], counted + answers[1]
         norm = self._apply_gradients()
         position.step += 1
         position.batch += len(batches)
-        return StepReport(total, norm, correct, sum(len(batch.labels) for batch in batches))
+        return StepReport(total, norm, right, counted, sum(len(batch.labels) for batch in batches))
 
     def prepare(self, batch: Batch, number: int = 0) -> tuple[Tensor, Tensor]:
         """Normalised images and targets on the device, mixed when the settings say so; `number` counts in a step."""

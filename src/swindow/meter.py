@@ -35,7 +35,7 @@ class Meter:
         self.latest = {
             "loss": sum(figures.values()),
             **(figures if len(figures) > 1 else {}),
-            "accuracy": float(torch.stack([report.correct for report in reports]).sum()) / images,
+            "accuracy": _share([report.right for report in reports], [report.counted for report in reports]),
             "gradient_norm": float(torch.stack([report.gradient_norm for report in reports]).mean()),
             "images_per_second": images / max(elapsed, 1e-9),
             "memory_gib": self.peak_gib(),
@@ -61,3 +61,8 @@ class Meter:
             "images/s": f"{latest['images_per_second']:.0f}",
             "memory": f"{latest['memory_gib']:.1f} GiB",
         }
+
+
+def _share(parts: list[torch.Tensor], wholes: list[torch.Tensor]) -> float:
+    """The sum of the parts by that of the wholes; 0 where nothing counts."""
+    return float(torch.stack(parts).sum() / torch.stack(wholes).sum().clamp_min(1))

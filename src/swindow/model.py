@@ -2,15 +2,17 @@
 
 import dataclasses
 import fnmatch
-from typing import Any, get_args
+from collections.abc import Iterator
+from typing import Any, NamedTuple, get_args
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from swindow.backbones import VARIANTS, Backbone, BackboneConfig, SwinMoe
+from swindow.backbones import VARIANTS, Backbone, BackboneConfig, SwinConfig, SwinMoe, SwinV2Config
+from swindow.backbones.windowed import Stage
 from swindow.config import typed
 from swindow.errors import ConfigError, UnknownName
-from swindow.heads import ClassifierConfig, HeadConfig
+from swindow.heads import ClassifierConfig, HeadConfig, UNetConfig, UperNetConfig
 from swindow.ops.attention import Backend
 from swindow.preprocess import Preprocess
 from swindow.shapes import Images
@@ -21,7 +23,7 @@ class ModelConfig:
     """All that is needed to build a model again."""
 
     name: str
-    """The variant that it started from; its fields may differ from the table's."""
+    """The variant or composition that it started from; its fields may differ from the table's."""
     in_channels: int = 3
     """Image channels."""
     backbone: BackboneConfig
@@ -41,25 +43,47 @@ class ModelConfig:
 class Model(nn.Module):
     """Images ``B C h w`` to what a user expects of the task; `outputs` gives the head's own tensors, for losses.
 
-    `preprocess` and `classes` are None until training or loading sets them.
+    That is logits ``B K`` of a classifier and ``B K h w`` of a segmenter, one for every pixel. `preprocess`, `classes`
+    and `colours` (red, green and blue of each class, for pictures) are None until training or loading sets them.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        last = len(config.backbone.channels) - 1
-        tokens = {"prefix": True} if config.head.pool in ("token", "tokens") else {}
-        self.backbone = config.backbone.build(in_channels=config.in_channels, out_stages=(last,), **tokens)
-        self.head = config.head.build(self.backbone.channels)
+        stages = config.head.stages(len(config.backbone.channels))
+        asked = {name: True for name in (_extras(config),) if name}
+        self.backbone = config.backbone.build(in_channels=config.in_channels, out_stages=stages, **asked)
+        self.head = config.head.build(self.backbone.channels, self.backbone.strides, config.backbone)
         self.preprocess: Preprocess | None = None
         self.classes: tuple[str, ...] | None = None
+        self.colours: tuple[tuple[int, int, int], ...] | None = None
+
+    @property
+    def task(self) -> str:
+        """What it is for: ``classify`` or ``segment``."""
+        return self.config.head.task
 
     def forward(self, images: Images) -> Tensor:
-        return self.head.decode(self.outputs(images))
+        return self.head.decode(self.outputs(images), (images.shape[2], images.shape[3]))
 
     def outputs(self, images: Images) -> Any:
         """The head's `Outputs`, a NamedTuple of tensors."""
         return self.head(self.backbone(images))
+
+    def blocks(self) -> Iterator[nn.Module]:
+        """Every block of the backbone, then of the head: the unit of checkpointing, compilation and sharding."""
+        yield from self.backbone.blocks()
+        for stage in self._stages_of_head():
+            yield from stage.blocks
+
+    def checkpoint_blocks(self, enabled: bool = True) -> None:
+        """In training, keep only the blocks' inputs and compute the rest again in the backward pass."""
+        self.backbone.checkpoint_blocks(enabled)
+        for stage in self._stages_of_head():
+            stage.checkpointing = enabled
+
+    def _stages_of_head(self) -> list[Stage]:
+        return [module for module in self.head.modules() if isinstance(module, Stage)]
 
     def outputs_and_losses(self, images: Images) -> tuple[Any, dict[str, Tensor]]:
         """The head's `Outputs`, and losses by name that the backbone itself asks for: those that balance experts."""
@@ -82,8 +106,35 @@ class MapBackbone(nn.Module):
         return [x.permute(0, 3, 1, 2).contiguous() for x in self.body(images)]
 
 
-def build(name: str, *, num_classes: int = 1000, in_channels: int = 3, **fields: Any) -> Model:
+class Composition(NamedTuple):
+    """A backbone's shape and a head's."""
+
+    backbone: BackboneConfig
+    head: HeadConfig
+
+
+_FOUR_TWOS: dict[str, Any] = {"depths": (2, 2, 2, 2), "num_heads": (3, 6, 12, 24), "dim": 96, "drop_path": 0.2}
+
+
+def _decoder(backbone: BackboneConfig) -> UNetConfig:
+    """A U-Net decoder for a backbone: two blocks on each size that it joins."""
+    return UNetConfig(decoder_depths=(2,) * (len(backbone.channels) - 1))
+
+
+MODELS: dict[str, Composition] = {
+    **{f"upernet_{name}": Composition(variant, UperNetConfig()) for name, variant in VARIANTS.items()},
+    **{f"unet_{name}": Composition(variant, _decoder(variant)) for name, variant in VARIANTS.items()},
+    "swin_unet": Composition(SwinConfig(**_FOUR_TWOS), UNetConfig(decoder_drop_path=0.2)),
+    "swin_unet_v2": Composition(SwinV2Config(**_FOUR_TWOS), UNetConfig(decoder_drop_path=0.2)),
+}
+"""Backbones with another head than a classifier, by name: any variant after ``upernet_`` or ``unet_``, and Swin-Unet as
+published."""
+
+
+def build(name: str, *, num_classes: int | None = None, in_channels: int = 3, **fields: Any) -> Model:
     """A freshly initialised model by its name, any field of its backbone or head changed by keyword.
+
+    Without `num_classes` a classifier has 1,000 classes, a UPerNet 150 and a U-Net 9.
 
     Raises:
         UnknownName: no such model, or no such field.
@@ -110,13 +161,14 @@ def backbone(
 
 def models(pattern: str = "*") -> list[str]:
     """Names that `build` takes and that match a shell pattern, sorted."""
-    return sorted(fnmatch.filter(VARIANTS, pattern))
+    return sorted(fnmatch.filter([*VARIANTS, *MODELS], pattern))
 
 
-def model_config(name: str, *, num_classes: int = 1000, in_channels: int = 3, **fields: Any) -> ModelConfig:
+def model_config(name: str, *, num_classes: int | None = None, in_channels: int = 3, **fields: Any) -> ModelConfig:
     """The configuration that `build` builds."""
-    variant = _variant(name)
-    head = ClassifierConfig(num_classes=num_classes, pool=getattr(variant, "pool", "mean"))
+    variant, head = composition(name)
+    if num_classes is not None:
+        head = dataclasses.replace(head, num_classes=num_classes)
     _checked(fields, variant, head)
     return ModelConfig(
         name=name,
@@ -124,6 +176,19 @@ def model_config(name: str, *, num_classes: int = 1000, in_channels: int = 3, **
         backbone=dataclasses.replace(variant, **_belonging(fields, variant)),
         head=dataclasses.replace(head, **_belonging(fields, head)),
     )
+
+
+def composition(name: str) -> Composition:
+    """The backbone and the head that go by this name; a backbone's own name is that of its classifier.
+
+    Raises:
+        UnknownName: no such model.
+    """
+    if name in VARIANTS:
+        return Composition(VARIANTS[name], ClassifierConfig(pool=getattr(VARIANTS[name], "pool", "mean")))
+    if name not in MODELS:
+        raise UnknownName("model", name, [*VARIANTS, *MODELS])
+    return MODELS[name]
 
 
 def use_backend(model: nn.Module, name: Backend) -> None:
@@ -145,6 +210,16 @@ def set_backend(model: nn.Module, name: Backend) -> int:
     for module in attentions:
         setattr(module, "backend", name)  # noqa: B010 - nn.Module's own types know no such attribute
     return len(attentions)
+
+
+def _extras(config: ModelConfig) -> str:
+    """What a head reads besides the maps of stages, as the name of an argument of its backbone's `build`."""
+    if isinstance(config.head, ClassifierConfig):
+        return "prefix" if config.head.pool in ("token", "tokens") else ""
+    return "entries" if isinstance(config.head, UNetConfig) and config.backbone.kind in _WITH_ENTRIES else ""
+
+
+_WITH_ENTRIES = ("swin", "swin_v2", "swin_mlp")
 
 
 def _variant(name: str) -> BackboneConfig:

@@ -20,12 +20,14 @@ from swindow.model import Model
 class OptimConfig:
     """How weights move."""
 
-    name: Literal["adamw", "muon"] = "adamw"
-    """adamw for every parameter, or muon for the matrices inside the blocks and adamw for the rest."""
+    name: Literal["adamw", "muon", "sgd"] = "adamw"
+    """adamw or sgd for every parameter, or muon for the matrices inside the blocks and adamw for the rest."""
     lr: float = 1e-3
-    """Peak learning rate of AdamW."""
+    """Peak learning rate of AdamW or SGD."""
     weight_decay: float = 0.05
-    """Decoupled weight decay of AdamW; never on norms, biases and position bias tables."""
+    """Weight decay of AdamW, decoupled, and of SGD; never on norms, biases and position bias tables."""
+    momentum: float = 0.9
+    """Momentum of SGD."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's averaging of gradients and of their squares."""
     muon_lr: float = 0.02
@@ -36,8 +38,8 @@ class OptimConfig:
     """Newton-Schulz iterations that make Muon's update orthogonal; fewer are cheaper and rougher."""
     warmup: float = 0.05
     """Share of the run over which the rate grows linearly from 0."""
-    decay: Literal["cosine", "linear", "none"] = "cosine"
-    """How the rate falls after the warm-up."""
+    decay: Literal["cosine", "linear", "poly", "none"] = "cosine"
+    """How the rate falls after the warm-up; poly is what is left of the way to the power of 0.9."""
     final: float = 0.0
     """Rate at the end, as a share of the peak."""
     layer_decay: float = 1.0
@@ -52,7 +54,7 @@ class OptimConfig:
     def __post_init__(self) -> None:
         if self.accumulate < 1:
             raise ConfigError(f"optim.accumulate is {self.accumulate}; a step needs at least 1 batch")
-        for name in ("warmup", "final", "ema"):
+        for name in ("warmup", "final", "ema", "momentum"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"optim.{name} is {getattr(self, name)}; it must lie in [0, 1)")
         for name in ("lr", "muon_lr", "weight_decay", "muon_weight_decay", "clip"):
@@ -73,7 +75,7 @@ class Optimizer:
         self.config = config
         self.thirds: list[tuple[nn.Parameter, list[nn.Parameter]]] = []
         self.names: dict[int, str] = {}
-        muon, adamw = self._groups(model, config)
+        muon, rest = self._groups(model, config)
         self.parts: list[torch.optim.Optimizer] = []
         if muon:
             self.parts.append(
@@ -85,7 +87,10 @@ class Optimizer:
                     adjust_lr_fn="original",
                 )
             )
-        self.parts.append(torch.optim.AdamW(adamw, lr=config.lr, betas=config.betas, fused=True))
+        if config.name == "sgd":
+            self.parts.append(torch.optim.SGD(rest, lr=config.lr, momentum=config.momentum))
+        else:
+            self.parts.append(torch.optim.AdamW(rest, lr=config.lr, betas=config.betas, fused=True))
         for group in self.groups():
             group["peak"] = group["lr"]
 
@@ -156,9 +161,9 @@ class Optimizer:
             part.state[parameter][key] = tensor if on_cpu else tensor.to(parameter.device)
 
     def _groups(self, model: Model, config: OptimConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """Parameter groups for Muon and for AdamW, split by weight decay and by the layer's share of the rate."""
+        """Parameter groups for Muon and for all others, split by weight decay and by the layer's share of the rate."""
         muon: dict[float, dict[str, Any]] = {}
-        adamw: dict[tuple[float, float], dict[str, Any]] = {}
+        rest: dict[tuple[float, float], dict[str, Any]] = {}
         layers = _layer_numbers(model)
         for name, parameter in model.named_parameters():
             if not parameter.requires_grad:
@@ -170,9 +175,9 @@ class Optimizer:
             else:
                 decay = config.weight_decay if _decays(name, parameter) else 0.0
                 fresh: dict[str, Any] = {"params": [], "lr": config.lr * share, "weight_decay": decay}
-                adamw.setdefault((share, decay), fresh)["params"].append(parameter)
+                rest.setdefault((share, decay), fresh)["params"].append(parameter)
                 self.names[id(parameter)] = name
-        return list(muon.values()), list(adamw.values())
+        return list(muon.values()), list(rest.values())
 
     def _matrices(self, name: str, parameter: nn.Parameter) -> list[nn.Parameter]:
         if not name.endswith("qkv.weight"):
@@ -195,6 +200,8 @@ def schedule(step: int, total: int, config: OptimConfig) -> float:
             share = 0.5 * (1 + math.cos(math.pi * progress))
         case "linear":
             share = 1 - progress
+        case "poly":
+            share = (1 - progress) ** 0.9
         case "none":
             share = 1.0
     return config.final + (1 - config.final) * share

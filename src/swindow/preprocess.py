@@ -36,25 +36,37 @@ class Preprocess:
     """
 
     size: tuple[int, int]
-    """Height and width of the model input, in pixels."""
+    """Height and width of the model input, in pixels; of the windows it was trained on where pictures keep their own
+    size (``native``, ``short``)."""
     mean: tuple[float, ...]
     """Per channel, of values in 0..1; its length is the number of channels."""
     std: tuple[float, ...]
     """Per channel, of values in 0..1."""
-    fit: Literal["crop", "squash", "pad"] = "crop"
-    """The largest centred rectangle of the input's aspect; or the whole picture, stretched; or whole, with a border."""
+    fit: Literal["crop", "squash", "pad", "native", "short"] = "crop"
+    """The largest centred rectangle of the input's aspect; or the whole picture, stretched; or whole, with a border. To
+    name every pixel also the picture at its own size (times `zoom`), or with its short side as long as that of `size`.
+    """
     crop_ratio: float = 0.875
     """Side of that rectangle as a part of the largest possible (``fit="crop"`` only; 1 keeps all)."""
+    zoom: float = 1.0
+    """Pixels of the input for each of the picture's, along a side (``fit="native"`` only)."""
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
     """Always with antialiasing."""
+    intensity: tuple[float, float] | None = None
+    """The values of 16-bit and float sources that become 0 and 255, others clipped: a window in the source's units,
+    such as Hounsfield's. None is the full range of a file's type, and a volume's percentiles 0.5 and 99.5."""
 
     def __post_init__(self) -> None:
         if min(self.size) < 1:
             raise ConfigError(f"preprocess size {self.size} is not a height and a width of at least 1")
         if not self.mean or len(self.mean) != len(self.std) or min(self.std) <= 0:
             raise ConfigError(f"preprocess mean {self.mean} and std {self.std} need one value a channel, std above 0")
-        if self.fit not in ("crop", "squash", "pad"):
-            raise ConfigError(f"preprocess fit {self.fit!r} is not one of crop, squash, pad")
+        if self.fit not in ("crop", "squash", "pad", "native", "short"):
+            raise ConfigError(f"preprocess fit {self.fit!r} is not one of crop, squash, pad, native, short")
+        if not 0 < self.zoom <= 64:
+            raise ConfigError(f"preprocess zoom {self.zoom} is not in (0, 64]")
+        if self.intensity is not None and not self.intensity[0] < self.intensity[1]:
+            raise ConfigError(f"preprocess intensity {self.intensity} is not a lower and a higher value")
         if not 0 < self.crop_ratio <= 1:
             raise ConfigError(f"preprocess crop_ratio {self.crop_ratio} is not in (0, 1]")
         if self.interpolation not in ("bilinear", "bicubic"):
@@ -67,7 +79,7 @@ class Preprocess:
 
     def region(self, height: int, width: int) -> Region:
         """Which part of a `height` × `width` picture the model sees; whole pixels except for ``fit="pad"``."""
-        if self.fit == "squash":
+        if self.fit in ("squash", "native", "short"):
             return Region(0, 0, height, width)
         if self.fit == "pad":
             top, left, inner_height, inner_width = self._padded(height, width)
@@ -77,8 +89,15 @@ class Preprocess:
         inner_height, inner_width = (max(1, round(side * scale)) for side in self.size)
         return Region((height - inner_height) // 2, (width - inner_width) // 2, inner_height, inner_width)
 
+    def input_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of the model input that a `height` × `width` picture becomes."""
+        if self.fit not in ("native", "short"):
+            return self.size
+        scale = self.zoom if self.fit == "native" else min(self.size) / min(height, width)
+        return max(1, round(height * scale)), max(1, round(width * scale))
+
     def resize(self, image: UInt8[Tensor, "*B C h w"], *, limits: ImageLimits = LIMITS) -> UInt8[Tensor, "*B C H W"]:
-        """Pixels at the model's size, still 8-bit; a batch of one size is done at once.
+        """Pixels at the size of `input_size`, still 8-bit; a batch of one size is done at once.
 
         Raises:
             DataError: a very long, thin picture that ``squash`` would blow up beyond ``limits.max_resized_pixels``.
@@ -92,7 +111,25 @@ class Preprocess:
             canvas[..., top : top + inner_height, left : left + inner_width] = inner
             return canvas
         top, left, inner_height, inner_width = (int(side) for side in self.region(height, width))
-        return self._resample(image[..., top : top + inner_height, left : left + inner_width], self.size, limits)
+        size = self.input_size(height, width)
+        return self._resample(image[..., top : top + inner_height, left : left + inner_width], size, limits)
+
+    def restore(self, maps: Float[Tensor, "B K H W"], size: tuple[int, int]) -> Float[Tensor, "B K h w"]:
+        """Maps at the model's input size back on the pixels of a picture of this height and width, bilinearly.
+
+        Raises:
+            ConfigError: ``fit="crop"``, which does not see all of the picture.
+        """
+        if self.fit == "crop":
+            raise ConfigError(
+                "fit 'crop' leaves parts of the picture out; for maps choose native, short, squash or pad"
+            )
+        if self.fit == "pad":
+            top, left, height, width = self._padded(*size)
+            maps = maps[..., top : top + height, left : left + width]
+        if maps.shape[-2:] == size:
+            return maps
+        return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
 
     def normalize(self, batch: UInt8[Tensor, "*B C H W"]) -> Float[Tensor, "*B C H W"]:
         """``(pixel / 255 - mean) / std`` in float32, on the batch's own device."""

@@ -11,12 +11,14 @@ from typing import Any
 from swindow.backbones import VARIANTS
 from swindow.checkpoints import load
 from swindow.config import merge
-from swindow.data import open_data
+from swindow.data import Scenes, open_data
 from swindow.data.augment import AugmentConfig
 from swindow.errors import ConfigError, UnknownName
 from swindow.images import ImageLimits
+from swindow.model import MODELS, composition
 from swindow.optim import OptimConfig
 from swindow.settings import TrainConfig
+from swindow.sliding import Views
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,12 +33,18 @@ class Facts:
     """1 for grey data, 3 for colour."""
     side: int
     """Short side of a typical image, in pixels."""
+    longest: int
+    """Its long side."""
     model: str | None = None
     """The model that the user asked for, or that the weights to start from are of."""
     size: int | None = None
     """The input size that the user asked for, or that of the weights to start from."""
     fields: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Fields of the model that the weights to start from were trained with."""
+    task: str = "classify"
+    """classify, or segment where every pixel has a class."""
+    background: bool = False
+    """Whether one class of pixels is no object, as in medical data."""
 
 
 def tiny_images(facts: Facts) -> TrainConfig:
@@ -116,12 +124,140 @@ def finetune(facts: Facts) -> TrainConfig:
     )
 
 
-RECIPES: dict[str, Callable[[Facts], TrainConfig]] = {
+def few_masks(facts: Facts) -> TrainConfig:
+    """Up to some thousand photographs with masks, from scratch, on any machine: crops at the pictures' own scale."""
+    return TrainConfig(
+        recipe="few-masks",
+        model=facts.model or "unet_swin_micro",
+        fields={} if facts.model else {**_WIDE, "patch": 8, "window": 8, "cross_entropy": 1.0, "dice": 0.5},
+        size=facts.size or 256,
+        fit="native",
+        epochs=_epochs(facts, images=8_000, least=10),
+        batch=8,
+        drop_path=0.0,
+        label_smoothing=0.0,
+        eval_every=max(_epochs(facts, images=8_000, least=10) // 6, 1),
+        optim=OptimConfig(name="muon", lr=2e-3, muon_lr=0.02, betas=(0.9, 0.95), ema=0.98),
+        augment=AugmentConfig(
+            crop="scale",
+            scale=(0.6, 1.5),
+            hflip=0.5,
+            vflip=0.5,
+            quarter_turns=0.5,
+            affine=(15.0, 0.0, 0.0),
+            jitter=(0.3, 0.3, 0.3, 0.05),
+        ),
+    )
+
+
+def medical_slices(facts: Facts) -> TrainConfig:
+    """Slices and volumes with structures before a background, from scratch, on any machine.
+
+    Every stage's map is a whole number of windows: a small model told where it is by padding is lost without it.
+    """
+    small = facts.longest <= 112  # seen in one window, enlarged, with patches to match
+    shape = {"patch": 4, "window": 6} if small else {**_WIDE, "patch": 8, "window": 7}
+    return TrainConfig(
+        recipe="medical-slices",
+        model=facts.model or "unet_swin_micro",
+        fields={} if facts.model else {**shape, "cross_entropy": 1.0, "dice": 1.0},
+        size=facts.size or (96 if small else 224),
+        fit="native",
+        zoom=max(round(72 / facts.longest), 1) if small else 1.0,
+        epochs=_epochs(facts, images=30_000 if small else 8_000, least=5),
+        batch=16 if small else 8,
+        drop_path=0.0,
+        label_smoothing=0.0,
+        eval_every=max(_epochs(facts, images=30_000 if small else 8_000, least=5) // 6, 1),
+        optim=OptimConfig(name="muon", lr=2e-3, muon_lr=0.02, betas=(0.9, 0.95), ema=0.98),
+        augment=AugmentConfig(
+            crop="scale", scale=(0.8, 1.25), crop_most=1.0, affine=(20.0, 0.0, 0.0), jitter=(0.3, 0.3, 0.0, 0.0)
+        ),
+    )
+
+
+_WIDE: dict[str, Any] = {"dim": 96, "num_heads": (3, 6, 12)}
+"""Few patches, but wide ones: at equal time better than many narrow ones (docs/log.md)."""
+
+
+def finetune_masks(facts: Facts) -> TrainConfig:
+    """From weights trained on other pictures, with or without masks: crops at the pictures' own scale."""
+    return TrainConfig(
+        recipe="finetune-masks",
+        model=facts.model or "upernet_swin_tiny",
+        fields=facts.fields,
+        size=facts.size or 512,
+        fit="native",
+        epochs=_epochs(facts, images=40_000, least=10),
+        batch=8,
+        drop_path=0.2,
+        label_smoothing=0.0,
+        eval_every=5,
+        optim=OptimConfig(lr=1e-4, weight_decay=0.01, warmup=0.05, decay="linear", layer_decay=0.9),
+        augment=AugmentConfig(crop="scale", scale=(0.5, 2.0), hflip=0.5, jitter=(0.125, 0.5, 0.5, 0.1)),
+    )
+
+
+def upernet_ade20k(facts: Facts) -> TrainConfig:
+    """UPerNet on ADE20K as published with Swin (Liu et al. 2021, appendix A2): 160,000 steps of 16 crops of 512 pixels.
+
+    ``swindow train ade20k:ADEChallengeData2016 --recipe upernet-ade20k --weights swin_tiny.ms_in1k``: published on
+    eight V100 GPUs with 44.5 % mIoU for Swin-T, 47.6 % for S and 48.1 % for B; not run here, since it takes days.
+    """
+    return TrainConfig(
+        recipe="upernet-ade20k",
+        model=facts.model or "upernet_swin_tiny",
+        fields=facts.fields,
+        size=facts.size or 512,
+        fit="short",
+        steps=160_000,
+        batch=16,
+        drop_path=0.3,
+        label_smoothing=0.0,
+        eval_every=13,
+        optim=OptimConfig(lr=6e-5, weight_decay=0.01, warmup=1_500 / 160_000, decay="linear"),
+        augment=AugmentConfig(crop="scale", scale=(0.5, 2.0), hflip=0.5, jitter=(0.125, 0.5, 0.5, 0.1)),
+        views=Views(mode="whole"),
+    )
+
+
+def swin_unet_synapse(facts: Facts) -> TrainConfig:
+    """Swin-Unet on multi-organ CT as published (Cao et al. 2021, section 4.2): 150 epochs of 24 slices of 224 pixels.
+
+    ``swindow train SYNAPSE --recipe swin-unet-synapse --weights swin_tiny.ms_in1k``: published on one V100 GPU with a
+    mean Dice of 79.1 % over eight organs; not run here, since the data is given out on request only.
+    """
+    return TrainConfig(
+        recipe="swin-unet-synapse",
+        model=facts.model or "swin_unet",
+        fields=facts.fields,
+        size=facts.size or 224,
+        fit="squash",
+        epochs=150,
+        batch=24,
+        drop_path=0.2,
+        label_smoothing=0.0,
+        eval_every=10,
+        optim=OptimConfig(name="sgd", lr=0.05, momentum=0.9, weight_decay=1e-4, warmup=0.0, decay="poly"),
+        augment=AugmentConfig(crop="scale", scale=(1.0, 1.0), crop_most=1.0, hflip=0.5, quarter_turns=0.5),
+        views=Views(mode="whole"),
+    )
+
+
+CLASSIFY: dict[str, Callable[[Facts], TrainConfig]] = {
     "tiny-images": tiny_images,
     "small-images": small_images,
     "few-photos": few_photos,
     "finetune": finetune,
 }
+SEGMENT: dict[str, Callable[[Facts], TrainConfig]] = {
+    "few-masks": few_masks,
+    "medical-slices": medical_slices,
+    "finetune-masks": finetune_masks,
+    "upernet-ade20k": upernet_ade20k,
+    "swin-unet-synapse": swin_unet_synapse,
+}
+RECIPES = {**CLASSIFY, **SEGMENT}
 
 
 def configure(
@@ -135,7 +271,8 @@ def configure(
 ) -> TrainConfig:
     """Complete settings to train on `data`: the recipe's, with `changes` on top (nested values as dicts).
 
-    ``auto`` takes the recipe by what the data is: fine-tuning when weights are given, else by image size.
+    ``auto`` takes the recipe by what the data is: fine-tuning when weights are given, else by image size; where images
+    have masks, by whether one class is a background.
 
     Raises:
         ConfigError: no data named, or a setting that cannot be.
@@ -150,6 +287,8 @@ def configure(
     name = _fitting(facts, checked) if recipe == "auto" else recipe
     if name not in RECIPES:
         raise UnknownName("recipe", name, ["auto", *RECIPES])
+    if name not in (SEGMENT if facts.task == "segment" else CLASSIFY):
+        raise ConfigError(f"recipe {name} is not for data to {facts.task}; choose one of {_names(facts.task)}, or auto")
     return merge(RECIPES[name](facts), {**changes, "recipe": name, "channels": facts.channels})
 
 
@@ -157,35 +296,59 @@ def _facts(checked: TrainConfig, changes: Mapping[str, Any]) -> Facts:
     """What the data is, and what was asked for or follows from the weights to start from."""
     asked = {name: changes.get(name) for name in ("model", "size", "channels")}
     fields: dict[str, Any] = {}
-    if asked["model"] is not None and asked["model"] not in VARIANTS:
-        raise UnknownName("model", asked["model"], VARIANTS)
+    if asked["model"] is not None:
+        composition(asked["model"])
+    known: dict[str, Any] = {}
     if checked.weights and asked["model"] is None:
         known, fields = _of_weights(checked.weights)
-        asked = {name: value if value is not None else known[name] for name, value in asked.items()}
-    limits = ImageLimits(max_pixels=checked.max_pixels)
     source = open_data(
-        checked.data, channels=asked["channels"], seed=checked.seed, val_fraction=checked.val_fraction, limits=limits
+        checked.data,
+        channels=asked["channels"] or known.get("channels"),
+        seed=checked.seed,
+        val_fraction=checked.val_fraction,
+        limits=ImageLimits(max_pixels=checked.max_pixels),
+        task=checked.task,
+        masks=checked.masks,
     )
+    if known.get("model") in VARIANTS and source.task == "segment":  # a classifier's backbone, at another size
+        known |= {"model": f"upernet_{known['model']}", "size": None}
+    asked = {name: value if value is not None else known.get(name) for name, value in asked.items()}
+    train = source.split("train")
     return Facts(
-        images=len(source.split("train")),
+        images=len(train),
         classes=len(source.classes),
         channels=source.channels,
         side=min(source.image_size),
+        longest=max(source.image_size),
         model=asked["model"],
         size=asked["size"],
         fields=fields,
+        task=source.task,
+        background=isinstance(train, Scenes) and train.background is not None,
     )
 
 
+def _names(task: str) -> str:
+    return ", ".join(SEGMENT if task == "segment" else CLASSIFY)
+
+
 def _of_weights(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Model, size and channels of a checkpoint, and the fields of its backbone that differ from the variant's."""
+    """Model, size and channels of a checkpoint, and the fields that differ from the named model's.
+
+    Of a head these are the fields of its shape; what it costs to be wrong is the recipe's.
+    """
     model = load(path)
-    config, variant = model.config, VARIANTS.get(model.config.name)
+    config, usual = model.config, composition(model.config.name)
     size = max(model.preprocess.size) if model.preprocess else None
     known = {"model": config.name, "size": size, "channels": config.in_channels}
     own = dataclasses.asdict(config.backbone)
-    usual = dataclasses.asdict(variant) if variant else {}
-    return known, {name: value for name, value in own.items() if name != "drop_path" and usual.get(name) != value}
+    before = dataclasses.asdict(usual.backbone)
+    if config.name in MODELS:
+        shape = ["decoder_depths", "decoder_window", "decoder_block", "decoder_width", "decoder_norm"]
+        shape += ["pools", "auxiliary_width"]
+        own |= {name: getattr(config.head, name) for name in shape if hasattr(config.head, name)}
+        before |= dataclasses.asdict(usual.head)
+    return known, {name: value for name, value in own.items() if name != "drop_path" and before.get(name) != value}
 
 
 def _epochs(facts: Facts, *, images: int, least: int) -> int:
@@ -194,6 +357,8 @@ def _epochs(facts: Facts, *, images: int, least: int) -> int:
 
 
 def _fitting(facts: Facts, checked: TrainConfig) -> str:
+    if facts.task == "segment":
+        return "finetune-masks" if checked.weights else "medical-slices" if facts.background else "few-masks"
     if checked.weights:
         return "finetune"
     if facts.side <= 16:

@@ -7,6 +7,7 @@ metrics.jsonl       one JSON object per measurement
 tensorboard/        the same as event files
 last/ best/         checkpoints; last/ also holds what an exact resume needs
 result.json         the final figures
+progress/           of a segmenter: a few validation images as it saw them, step by step
 report.html         all of it as one page
 """
 

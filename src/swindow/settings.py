@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import Literal
 
 from swindow.data.augment import AugmentConfig
+from swindow.data.masks import MaskConfig
 from swindow.errors import ConfigError
 from swindow.optim import OptimConfig
+from swindow.preprocess import IMAGENET_MEAN, IMAGENET_STD
+from swindow.sliding import Views
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -15,27 +18,37 @@ class TrainConfig:
     """All settings of a training run."""
 
     data: str = ""
-    """A folder of class folders, an IDX folder, a CSV or Parquet table, a torchvision dataset's name, or digits."""
+    """A folder of class folders, an IDX folder, a CSV or Parquet table, a torchvision dataset's name, or digits; for
+    maps of classes a folder of images and masks or of volumes, or ade20k:, cityscapes: or voc: before a folder."""
+    task: Literal["auto", "classify", "segment"] = "auto"
+    """What to learn; auto goes by what lies in the data."""
     out: str = ""
     """Where the run goes; empty for runs/DATA-MODEL."""
     recipe: str = "auto"
     """The recipe that the other settings started from."""
     model: str = "swin_tiny"
     """Which model; `swindow models` lists them."""
-    fields: dict[str, bool | int | float | str | tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    fields: dict[str, bool | int | float | str | tuple[int, ...] | tuple[float, ...]] = dataclasses.field(
+        default_factory=dict
+    )
     """Fields of the model that differ from its variant, such as patch 2 window 4 (in TOML also depths = [2, 2])."""
     weights: str | None = None
     """A checkpoint to start from; a head for other classes is left out."""
     size: int = 224
     """Side of the square that the model sees, in pixels."""
-    channels: Literal[1, 3] = 3
-    """1 to train on grey images, 3 on colour."""
-    fit: Literal["crop", "squash", "pad"] = "crop"
-    """How an image becomes a square in evaluation: its centre, the whole squeezed, or the whole with borders."""
+    channels: int = 3
+    """1 to train on grey images, 3 on colour; arrays may have any number."""
+    fit: Literal["crop", "squash", "pad", "native", "short"] = "crop"
+    """How an image becomes a square in evaluation: its centre, the whole squeezed, or the whole with borders. To name
+    every pixel: its own size times zoom (native), or its short side as long as size (short)."""
+    zoom: float = 1.0
+    """Enlargement of images before the model sees them (fit native)."""
     crop_ratio: float = 0.875
     """Side of the centre crop as a share of the short side."""
     epochs: int = 100
     """Passes over the training images."""
+    steps: int = 0
+    """Steps of the whole run, in place of epochs; 0 leaves it to them."""
     batch: int = 64
     """Images per forward pass; with optim.accumulate, several make a step."""
     drop_path: float = 0.1
@@ -46,6 +59,10 @@ class TrainConfig:
     """How weights move."""
     augment: AugmentConfig = AugmentConfig()
     """How training images vary."""
+    masks: MaskConfig = MaskConfig()
+    """How masks are read."""
+    views: Views = Views()
+    """How a picture is covered by the model's windows when its pixels are judged."""
     val_fraction: float = 0.1
     """Share of the training images held out when the data has no validation split."""
     seed: int = 0
@@ -81,7 +98,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         lowest = {"size": 1, "epochs": 1, "batch": 1, "eval_every": 1, "workers": -1, "max_bad": 0, "max_pixels": 1}
-        lowest |= {"patience": 0, "max_minutes": 0, "max_steps": 0, "save_minutes": 0}
+        lowest |= {"patience": 0, "max_minutes": 0, "max_steps": 0, "save_minutes": 0, "channels": 1, "steps": 0}
         for name, least in lowest.items():
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least {least}")
@@ -101,11 +118,13 @@ FREE = frozenset(
     | {"save_minutes", "max_bad", "max_pixels", "tensorboard", "report"}
 )
 
-# Mean and deviation of pixel values in 0..1: ImageNet's, as every published Swin was trained with, and their average.
-PIXELS: dict[int, tuple[tuple[float, ...], tuple[float, ...]]] = {
-    1: ((0.449,), (0.226,)),
-    3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-}
+
+def pixel_statistics(channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of pixel values in 0..1: ImageNet's, as every published Swin was trained with; else theirs'
+    average for every channel."""
+    if channels == 3:
+        return IMAGENET_MEAN, IMAGENET_STD
+    return (0.449,) * channels, (0.226,) * channels
 
 
 def default_out(config: TrainConfig, *, resume: bool = False) -> str:

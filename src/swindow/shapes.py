@@ -11,10 +11,14 @@
 Images enter as ``B C h w``; inside, tokens are always ``B H W C``; windows exist only in `swindow.ops`.
 """
 
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
+
+IGNORE = -1
+"""Label of a pixel that counts neither in a loss nor in a metric."""
 
 Images = Float[Tensor, "B C h w"]
 Pixels = UInt8[Tensor, "C h w"]
+Mask = Int64[Tensor, "h w"]  # class indices and IGNORE
 Tokens = Float[Tensor, "B H W C"]
 Pyramid = tuple[Tensor, ...]  # NHWC maps, finest first; jaxtyping has no spelling for sizes that differ by item

@@ -3,7 +3,7 @@
 import functools
 import importlib.util
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,8 +28,18 @@ class Tile(NamedTuple):
     """In 0..1: written beside the title and drawn as a bar."""
 
 
-def sheet(tiles: Sequence[Tile], *, side: int = SIDE, heading: str = "", footer: str = "") -> Image.Image:
-    """Tiles in reading order on a grid about as wide as high, of at most eight columns."""
+def sheet(
+    tiles: Sequence[Tile],
+    *,
+    side: int = SIDE,
+    heading: str = "",
+    footer: str = "",
+    key: Callable[[int], Image.Image] | None = None,
+) -> Image.Image:
+    """Tiles in reading order on a grid about as wide as high, of at most eight columns.
+
+    `key` draws what explains their colours, at a width that it is given; it stands below them.
+    """
     columns = min(8, max(1, math.ceil(math.sqrt(len(tiles)))))
     rows = math.ceil(len(tiles) / columns)
     noted = any(tile.note for tile in tiles)
@@ -37,13 +47,16 @@ def sheet(tiles: Sequence[Tile], *, side: int = SIDE, heading: str = "", footer:
     width = max(columns * (side + GAP) - GAP, 360)
     top = PAD + (LINE + 12 if heading else 0)
     below = LINE + 6 if footer else 0
-    paper = Image.new("RGB", (width + 2 * PAD, top + rows * height - GAP + below + PAD), PAPER)
+    legend = key(width) if key else Image.new("RGB", (1, 0))
+    under = top + rows * height - GAP + (LINE if key else 0)
+    paper = Image.new("RGB", (width + 2 * PAD, under + legend.height + below + PAD), PAPER)
+    paper.paste(legend, (PAD, under))
     draw = ImageDraw.Draw(paper)
-    _write(draw, (PAD, PAD), heading, width, size=16)
+    write(draw, (PAD, PAD), heading, width, size=16)
     for index, tile in enumerate(tiles):
         left, above = PAD + index % columns * (side + GAP), top + index // columns * height
         _draw_tile(paper, draw, tile, left, above, side)
-    _write(draw, (PAD, paper.height - PAD - LINE + 4), footer, width, colour=FAINT)
+    write(draw, (PAD, paper.height - PAD - LINE + 4), footer, width, colour=FAINT)
     return paper
 
 
@@ -118,20 +131,21 @@ def _draw_tile(paper: Image.Image, draw: ImageDraw.ImageDraw, tile: Tile, left: 
         draw.rectangle((left, below, left + side - 1, below + 2), fill=CARD)
         draw.rectangle((left, below, left + max(round(side * tile.share), 1) - 1, below + 2), fill=ACCENT)
         percent = f"{tile.share:.0%}"
-        taken = _font(13).getlength(percent)
-        draw.text((left + side - taken, below + 6), percent, font=_font(13), fill=INK)
+        taken = font(13).getlength(percent)
+        draw.text((left + side - taken, below + 6), percent, font=font(13), fill=INK)
         room = round(side - taken - 8)
-    _write(draw, (left, below + 6), tile.title, room, colour=ALARM if tile.picture is None else INK)
-    _write(draw, (left, below + 6 + LINE), tile.note, side, size=11, colour=FAINT)
+    write(draw, (left, below + 6), tile.title, room, colour=ALARM if tile.picture is None else INK)
+    write(draw, (left, below + 6 + LINE), tile.note, side, size=11, colour=FAINT)
 
 
-def _write(
+def write(
     draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str, room: int, *, size: int = 13, colour: str = INK
 ) -> None:
-    draw.text(place, _shortened(clean(text), room, _font(size)), font=_font(size), fill=colour)
+    """Any text on one line of at most `room` pixels."""
+    draw.text(place, shortened(clean(text), room, font(size)), font=font(size), fill=colour)
 
 
-def _shortened(text: str, room: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+def shortened(text: str, room: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
     """The text if it fits, else as much of its start as does, with an ellipsis."""
     if font.getlength(text) <= room:
         return text
@@ -140,7 +154,7 @@ def _shortened(text: str, room: int, font: ImageFont.FreeTypeFont | ImageFont.Im
 
 
 @functools.cache
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     """DejaVu Sans where matplotlib brings it, for its Greek, Cyrillic and Arabic; else Pillow's own Latin."""
     found = importlib.util.find_spec("matplotlib")
     if found is not None and found.origin is not None:

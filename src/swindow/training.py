@@ -4,28 +4,42 @@ import dataclasses
 import itertools
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from swindow.backbones import VARIANTS
 from swindow.checkpoints import load, load_weights, open_weights
-from swindow.data import DataSource, Images, duplicates_across, open_data, split_changes, split_record
-from swindow.data.augment import build_augment
+from swindow.data import (
+    DataSource,
+    Images,
+    Scenes,
+    duplicates_across,
+    open_data,
+    sample_check,
+    split_changes,
+    split_record,
+)
+from swindow.data.augment import Augment, build_augment
+from swindow.data.joint import JointAugment
 from swindow.data.loading import BadImages, Batch, train_loader
 from swindow.devices import pick_device, pick_precision
-from swindow.errors import DataError, need
-from swindow.evaluation import Evaluation, evaluate
+from swindow.errors import ConfigError, DataError, need
+from swindow.evaluation import Evaluation, SegmentationEvaluation, evaluate
 from swindow.images import ImageLimits
+from swindow.inference import ready
 from swindow.learner import Learner
 from swindow.meter import Meter
-from swindow.model import Model, build
+from swindow.model import Model, build, composition
 from swindow.preprocess import Preprocess
 from swindow.progress import Progress, Stopper, clock, counting, watcher
+from swindow.rasters import InMemory
+from swindow.reporting import draw_progress, fixed_rows, forget_progress, write_report
 from swindow.run_folder import RunFolder
-from swindow.settings import FREE, PIXELS, TrainConfig, default_out
+from swindow.settings import FREE, TrainConfig, default_out, pixel_statistics
+from swindow.sliding import Segmenter
 
 SIGNALS = ("SIGINT", "SIGTERM")
 
@@ -37,12 +51,12 @@ class TrainResult:
     run: Path
     step: int
     stopped_by: str
-    evaluation: Evaluation | None = None
+    evaluation: Evaluation | SegmentationEvaluation | None = None
     report: Path | None = None
 
 
 def train(config: TrainConfig, *, resume: bool = False, progress: Progress | None = None) -> TrainResult:
-    """Train a classifier as `config` says and leave everything in its run folder.
+    """Train a classifier or segmenter as `config` says and leave everything in its run folder.
 
     With `resume`, go on from the folder's last state, to the bit as if there had been no stop.
 
@@ -66,6 +80,8 @@ def train(config: TrainConfig, *, resume: bool = False, progress: Progress | Non
         seed=config.seed,
         val_fraction=config.val_fraction,
         limits=ImageLimits(max_pixels=config.max_pixels),
+        task=config.task,
+        masks=config.masks,
     )
     progress.say(source.describe())
     source.split("val")  # without one there is nothing to choose the best weights by: say so before the work
@@ -76,14 +92,14 @@ def train(config: TrainConfig, *, resume: bool = False, progress: Progress | Non
     # Model
     torch.manual_seed(config.seed)
     model, preprocess = _new_model(config, source, progress)
-    model.to(device).backbone.checkpoint_blocks(config.checkpointing)
+    model.to(device).checkpoint_blocks(config.checkpointing)
     if config.compile:
         _compile_blocks(model)
 
     # Batches
     loader = train_loader(
         source.split("train"),
-        build_augment(config.augment, preprocess),
+        _augment(config, source, preprocess),
         batch=config.batch,
         seed=config.seed,
         workers=config.workers,
@@ -91,13 +107,14 @@ def train(config: TrainConfig, *, resume: bool = False, progress: Progress | Non
         pin_memory=device.type == "cuda",
     )
     per_epoch = -(-len(loader) // config.optim.accumulate)
+    epochs = -(-config.steps // per_epoch) if config.steps else config.epochs
 
     # Optimiser
     learner = Learner(
         model,
         config.optim,
         config.augment,
-        total=per_epoch * config.epochs,
+        total=config.steps or per_epoch * epochs,
         seed=config.seed,
         device=device,
         precision=precision,
@@ -115,13 +132,14 @@ def train(config: TrainConfig, *, resume: bool = False, progress: Progress | Non
             progress.say(f"nothing to resume in {run.path}: starting")
         position = learner.position
         run.forget_after(position.step, judged=position.judged)
-        progress.say(_plan(config, learner, per_epoch, run))
+        _forget_pictures(run, source, position.judged)
+        progress.say(_plan(config, learner, epochs, per_epoch, run))
 
         # Loop
         stops = Stops(config, stopper, learner)
         meter = Meter(device)
         with counting(progress, "train", learner.total, position.step):
-            for epoch in range(position.epoch, config.epochs):
+            for epoch in range(position.epoch, epochs):
                 for batches in _steps(loader, epoch, position.batch, config.optim.accumulate):
                     if stops.reason():  # asked before a step, since a resumed run may be at its limit already
                         break
@@ -130,7 +148,7 @@ def train(config: TrainConfig, *, resume: bool = False, progress: Progress | Non
                     rate = learner.rate
                     meter.add(learner.step(batches))
                     position.bad, position.seconds = max(position.bad, bad.count), stops.seconds()
-                    progress.advance(1, epoch=f"{epoch + 1}/{config.epochs}", **meter.shown())
+                    progress.advance(1, epoch=f"{epoch + 1}/{epochs}", **meter.shown())
                     if due(position.step, max(per_epoch // 10, 1), learner.total):
                         run.record(
                             {"kind": "train", "step": position.step, "epoch": epoch, "lr_share": rate, **meter.read()}
@@ -140,9 +158,9 @@ def train(config: TrainConfig, *, resume: bool = False, progress: Progress | Non
                 else:
                     if stops.reason() in SIGNALS:
                         break
-                    if due(epoch + 1, config.eval_every, config.epochs):
+                    if due(epoch + 1, config.eval_every, epochs):
                         run.save_last(learner)  # what was learned outlives an evaluation that fails
-                        _judge(learner, judged_on, config, run, progress)
+                        _judge(learner, judged_on, config, epochs, run, progress)
                         meter.restart()
                     position.epoch, position.batch = epoch + 1, 0
                 if stops.reason():
@@ -156,7 +174,7 @@ def train(config: TrainConfig, *, resume: bool = False, progress: Progress | Non
                 f"stopped by {reason} at step {position.step}; the same command with --resume goes on ({run.path})"
             )
             return TrainResult(run.path, position.step, reason)
-        return _finish(config, learner, judged_on, loader, run, reason, meter.peak_gib(), progress)
+        return _finish(config, learner, judged_on, loader, epochs, run, reason, meter.peak_gib(), progress)
 
 
 def due(done: int, every: int, total: int) -> bool:
@@ -183,6 +201,7 @@ class Stops:
             self.stopper.signal: self.stopper.signal is not None,
             "max_minutes": 0 < config.max_minutes * 60 <= self.seconds(),
             "max_steps": 0 < config.max_steps <= position.step,
+            "finished": position.step >= self.learner.total,
             "patience": 0 < config.patience <= position.waited,
         }
         return next((name for name, reached in limits.items() if reached), None)
@@ -197,11 +216,7 @@ class Stops:
 
 def _need_extras(config: TrainConfig) -> None:
     """Say what is not installed before the work, not after it."""
-    for module, needed in {
-        "torchmetrics": True,
-        "tensorboard": config.tensorboard,
-        "matplotlib": config.report,
-    }.items():
+    for module, needed in {"torchmetrics": True, "tensorboard": config.tensorboard}.items():
         if needed:
             need(module, extra="train")
 
@@ -222,9 +237,11 @@ def _readable(source: DataSource, bad: BadImages) -> DataSource:
     return dataclasses.replace(source, **kept)
 
 
-def _reads(images: Images, index: int, bad: BadImages) -> bool:
+def _reads(images: Images | Scenes, index: int, bad: BadImages) -> bool:
     try:
         images.read(index)
+        if isinstance(images, Scenes):
+            images.mask(index)
     except DataError as error:
         bad.add([str(error)])
         return False
@@ -237,11 +254,17 @@ def _compile_blocks(model: Model) -> None:
     Blocks share one piece of code, and each (stage, shift, training) is a variant of it; torch gives up compiling
     after eight unless told otherwise.
     """
-    blocks = list(model.backbone.blocks())
+    blocks = list(model.blocks())
     limit = 4 * len(blocks)
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, limit)
     for block in blocks:
         block.compile()
+
+
+def _forget_pictures(run: RunFolder, source: DataSource, judged: int) -> None:
+    """Drop a segmenter's pictures of evaluations that a resumed run will take again, and those of an earlier run."""
+    if source.task == "segment":
+        forget_progress(run.path, judged)
 
 
 def _keep_split(run: RunFolder, source: DataSource) -> None:
@@ -259,10 +282,14 @@ def _keep_split(run: RunFolder, source: DataSource) -> None:
 
 
 def _warn(source: DataSource, progress: Progress) -> None:
-    """One line for each kind of problem that does not stop training, and for files that stand in two splits."""
-    kinds = {problem.kind: problem for problem in reversed(source.problems)}
+    """One line for each kind of problem that does not stop training, and for files that stand in two splits.
+
+    Masks are looked at in a sample: what is wrong with one of them stops the run before its first step.
+    """
+    problems = [*source.problems, *(sample_check(source) if source.task == "segment" else ())]
+    kinds = {problem.kind: problem for problem in reversed(problems)}
     for kind, first in kinds.items():
-        more = sum(problem.kind == kind for problem in source.problems) - 1
+        more = sum(problem.kind == kind for problem in problems) - 1
         progress.say(
             f"warning: {first.message}" + (f" (and {more} more: swindow data check lists them)" if more else "")
         )
@@ -276,16 +303,33 @@ def _warn(source: DataSource, progress: Progress) -> None:
 
 
 def _new_model(config: TrainConfig, source: DataSource, progress: Progress) -> tuple[Model, Preprocess]:
-    """The model to train, from scratch or from `config.weights`, and how images become its input."""
-    fields: dict[str, Any] = {"label_smoothing": config.label_smoothing, **config.fields}
-    if hasattr(VARIANTS.get(config.model), "drop_path"):  # ResNets have none
-        fields = {"drop_path": config.drop_path} | fields
+    """The model to train, from scratch or from `config.weights`, and how images become its input.
+
+    Raises:
+        ConfigError: the model is for another task than the data.
+    """
+    parts = composition(config.model)
+    if parts.head.task != source.task:
+        raise ConfigError(
+            f"{config.model} is to {parts.head.task} and {config.data} is data to {source.task}; choose another "
+            "--model: upernet_… and unet_… name every pixel's class, others an image's"
+        )
+    rates = {"drop_path": config.drop_path, "decoder_drop_path": config.drop_path}
+    known = {field.name for part in parts for field in dataclasses.fields(part)}  # ResNets have no stochastic depth
+    fields: dict[str, Any] = {"label_smoothing": config.label_smoothing}
+    fields |= {name: rate for name, rate in rates.items() if name in known} | config.fields
     model = build(config.model, num_classes=len(source.classes), in_channels=config.channels, **fields)
-    mean, std = PIXELS[config.channels]
+    mean, std = pixel_statistics(config.channels)
     preprocess = Preprocess(
-        size=(config.size, config.size), mean=mean, std=std, fit=config.fit, crop_ratio=config.crop_ratio
+        size=(config.size, config.size),
+        mean=mean,
+        std=std,
+        fit=config.fit,
+        crop_ratio=config.crop_ratio,
+        zoom=config.zoom,
+        intensity=config.masks.intensity,
     )
-    model.classes = source.classes
+    model.classes, model.colours = source.classes, getattr(source.split("train"), "colours", None)
     if config.weights:
         other, note = _start_from(model, config.weights)
         progress.say(note)
@@ -293,6 +337,11 @@ def _new_model(config: TrainConfig, source: DataSource, progress: Progress) -> t
             preprocess = dataclasses.replace(preprocess, mean=other.mean, std=other.std)
     model.preprocess = preprocess
     return model, preprocess
+
+
+def _augment(config: TrainConfig, source: DataSource, preprocess: Preprocess) -> Augment | JointAugment:
+    """How training images vary, their masks with them where they have some."""
+    return (JointAugment if source.task == "segment" else build_augment)(config.augment, preprocess)
 
 
 def _start_from(model: Model, weights: str) -> tuple[Preprocess | None, str]:
@@ -312,28 +361,34 @@ def _steps(loader: Any, epoch: int, done: int, accumulate: int) -> Iterator[list
         yield group
 
 
-def _judge(learner: Learner, source: DataSource, config: TrainConfig, run: RunFolder, progress: Progress) -> None:
-    """Evaluate on the validation split, keep the best, count the evaluations without a better one."""
+def _judge(
+    learner: Learner, source: DataSource, config: TrainConfig, epochs: int, run: RunFolder, progress: Progress
+) -> None:
+    """Evaluate on the validation split, keep the best, count the evaluations without a better one.
+
+    A segmenter is also asked about a few images that are always the same, for the report.
+    """
     position = learner.position
-    evaluation = _evaluate(learner.usable, source, "val", config, learner)
-    figures = {
-        "loss": evaluation.loss,
-        "accuracy": evaluation.accuracy,
-        "calibration_error": evaluation.calibration_error,
-    }
+    evaluation = _evaluate(learner.usable, source, "val", config, learner, surfaces=False)
+    figures = evaluation.figures()
     epoch = position.epoch + (position.batch > 0)
     run.record({"kind": "val", "step": position.step, "epoch": epoch, **figures})
     position.judged, position.waited = position.step, position.waited + 1
-    if evaluation.accuracy > position.best:
-        position.best, position.waited = evaluation.accuracy, 0
+    if evaluation.score > position.best:
+        position.best, position.waited = evaluation.score, 0
         run.save_best(learner.usable, {"step": position.step, **figures})
+    if isinstance(source.val, Scenes) and config.report:
+        rows, answer = fixed_rows(source.val), _answers(learner.usable, source.val, config, learner)
+        draw_progress(run.path, position.step, source.val, rows, answer, source.val.colours)
     progress.say(
-        f"epoch {epoch}/{config.epochs}  val accuracy {evaluation.accuracy:.2%}  loss {evaluation.loss:.3f}  "
+        f"epoch {epoch}/{epochs}  val {evaluation.score_name} {evaluation.score:.2%}  loss {evaluation.loss:.3f}  "
         f"best {position.best:.2%}  {clock(position.seconds)}"
     )
 
 
-def _evaluate(model: Model, source: DataSource, split: str, config: TrainConfig, learner: Learner) -> Evaluation:
+def _evaluate(
+    model: Model, source: DataSource, split: str, config: TrainConfig, learner: Learner, *, surfaces: bool | None = None
+) -> Evaluation | SegmentationEvaluation:
     return evaluate(
         model,
         source.split(split),
@@ -342,16 +397,24 @@ def _evaluate(model: Model, source: DataSource, split: str, config: TrainConfig,
         device=str(learner.device),
         precision=learner.precision,
         workers=config.workers,
+        views=config.views,
+        surfaces=surfaces,
     )
 
 
-def _plan(config: TrainConfig, learner: Learner, per_epoch: int, run: RunFolder) -> str:
+def _answers(model: Model, scenes: Scenes, config: TrainConfig, learner: Learner) -> Callable[[int], np.ndarray]:
+    """What a segmenter sees in one of some scenes, by its row."""
+    segmenter = Segmenter(ready(model, device=str(learner.device), precision=learner.precision), config.views)
+    return lambda row: segmenter.labels(InMemory(scenes.read(row)))
+
+
+def _plan(config: TrainConfig, learner: Learner, epochs: int, per_epoch: int, run: RunFolder) -> str:
     """The one line that says what is about to happen."""
     count = sum(parameter.numel() for parameter in learner.model.parameters()) / 1e6
     fields = "".join(f" {name} {value}" for name, value in config.fields.items())
     return (
         f"{config.model}{fields} ({count:.1f} M parameters) at {config.size} px, recipe {config.recipe}: "
-        f"{config.epochs} epochs of {per_epoch} steps, {learner.precision} on {learner.device} -> {run.path}"
+        f"{epochs} epochs of {per_epoch} steps, {learner.precision} on {learner.device} -> {run.path}"
     )
 
 
@@ -360,6 +423,7 @@ def _finish(
     learner: Learner,
     source: DataSource,
     loader: Any,
+    epochs: int,
     run: RunFolder,
     reason: str,
     peak_gib: float,
@@ -372,12 +436,13 @@ def _finish(
     # A run that a limit ended mid-epoch is judged where it stands. Its saved position stays that of a run which was
     # not stopped, so that resuming it changes nothing.
     if position.judged != position.step or run.best() is None:
-        _judge(learner, source, config, run, progress)
+        _judge(learner, source, config, epochs, run, progress)
     model = load(run.best() or run.path).to(learner.device)
     split = "test" if source.test is not None else "val"
     evaluation = _evaluate(model, source, split, config, learner)
     facts = {
-        "accuracy": evaluation.accuracy,
+        "score_name": evaluation.score_name,
+        "score": evaluation.score,
         "split": split,
         "selected_on": "val",
         "stopped_by": reason,
@@ -392,22 +457,23 @@ def _finish(
     }
     run.write_json("result.json", facts)
     progress.say(
-        f"{split} accuracy {evaluation.accuracy:.2%} of {evaluation.count} images in {clock(position.seconds)}, "
+        f"{split} {evaluation.score_name} {evaluation.score:.2%} of {evaluation.count} images "
+        f"in {clock(position.seconds)}, "
         f"peak memory {facts['peak_memory_gib']:.2f} GiB on {learner.device}"
     )
     report = None
     if config.report:
-        from swindow.reporting import write_report  # matplotlib takes a second; a run without a report does without
-
         pixels, targets = learner.as_seen(next(_steps(loader, 0, 0, 1))[0])
+        images = source.split(split)
         report = write_report(
             run.path,
             evaluation=evaluation,
-            images=source.split(split),
+            images=images,
             batch=pixels,
             labels=targets,
             classes=source.classes,
             facts={"data": source.describe(), "model": config.model, "recipe": config.recipe, **facts},
+            answer=_answers(model, images, config, learner) if isinstance(images, Scenes) else None,
         )
         progress.say(f"report: {report}")
     return TrainResult(run.path, position.step, reason, evaluation, report)

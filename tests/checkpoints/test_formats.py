@@ -245,10 +245,10 @@ def test_windows_that_shrink_are_the_original_s(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::swindow.checkpoints.AssumedWarning")
-@pytest.mark.parametrize("form", sorted({entry.name for entry in FORMATS}))
+@pytest.mark.parametrize("form", sorted({entry.name for entry in FORMATS if "classifier" in entry.heads}))
 def test_there_and_back_is_the_identity_to_the_byte(form: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    kinds = {kind for entry in FORMATS if entry.name == form for kind in entry.kinds}
+    kinds = {kind for entry in FORMATS if entry.name == form and "classifier" in entry.heads for kind in entry.kinds}
     names = {"swin": "swin_tiny", "swin_v2": "swin_v2_tiny_w8", "vit": "deit_tiny_distilled", "hybrid": None}
     names["swin_mlp"] = "swin_mlp_tiny_c24"
     for kind in sorted(kinds):

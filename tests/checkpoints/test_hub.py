@@ -15,19 +15,23 @@ import huggingface_hub
 import pytest
 import torch
 from huggingface_hub import errors
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from swindow import classes
 from swindow.backbones import VARIANTS
 from swindow.checkpoints import load
 from swindow.checkpoints.hub import NAMED, NamedWeights, resolve
 from swindow.errors import CheckpointError, MissingExtra, UnknownName
+from swindow.model import MODELS
+from swindow.ops.windows import relative_position_index
 from swindow.preprocess import Preprocess
+from vit_peers import assert_close, scramble
 
 NAME = "swin_tiny.ms_in1k"
 SOURCE = "timm/swin_tiny_patch4_window7_224.ms_in1k"
 OF_TIMM = [name for name, entry in NAMED.items() if entry.format == "timm"]
 OF_TORCHVISION = [name for name, entry in NAMED.items() if entry.format == "torchvision"]
+OF_OPENMMLAB = [name for name, entry in NAMED.items() if entry.format == "huggingface"]
 VIT = r"vit_(tiny|small|base|large|huge)_(patch\d+|r\d+_s\d+)_(224|384)\.(augreg2?|orig|sam)_.*"
 OURS_IN_TIMM = rf"swin_.*|swinv2_(?!cr_).*|deit_.*|{VIT}"
 
@@ -82,7 +86,7 @@ def test_all_of_timms_swins_vits_deits_and_hybrids_are_there() -> None:
     assert published == {NAMED[name].source.removeprefix("timm/") for name in OF_TIMM}
 
 
-@pytest.mark.parametrize("name", sorted(NAMED))
+@pytest.mark.parametrize("name", sorted({*NAMED} - {*OF_OPENMMLAB}))
 def test_entry_names_a_model_that_can_be_built(name: str) -> None:
     entry = NAMED[name]
     assert entry.name == name
@@ -267,6 +271,73 @@ def test_without_the_extra_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
     with pytest.raises(MissingExtra, match=r"pip install 'swindow\[hub\]'"):
         resolve(NAME)
+
+
+class TestOpenmmlab:
+    """Its UPerNets as transformers has them, small and of five classes, in a cache of ours."""
+
+    def served(self, name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, list[tuple[str, str]]]:
+        """What transformers writes of a model of this backbone's windows; the list fills with what is asked for."""
+        import transformers
+
+        config: Any = MODELS[NAMED[name].variant].backbone
+        shape = {"embed_dim": 12, "depths": [2, 2, 2, 2], "num_heads": [1, 2, 3, 4], "window_size": config.window}
+        body = transformers.SwinConfig(**shape, out_features=["stage1", "stage2", "stage3", "stage4"])
+        labels = {0: "wall", 1: "building", 2: "sky", 3: "floor", 4: "tree"}
+        about = transformers.UperNetConfig(backbone_config=body, hidden_size=16, auxiliary_channels=8, id2label=labels)
+        theirs = transformers.UperNetForSemanticSegmentation(about).eval()
+        scramble(theirs)
+        theirs.save_pretrained(folder)
+        if NAMED[name].file == "pytorch_model.bin":  # of 2023: with indices, and without the norm that nobody uses
+            state = load_file(folder / "model.safetensors")
+            tables = [key for key in state if key.endswith("relative_position_bias_table")]
+            index = relative_position_index((config.window, config.window))
+            state |= {key.replace("bias_table", "index"): index for key in tables}
+            kept = {key: x for key, x in state.items() if not key.startswith("backbone.swin.layernorm.")}
+            assert len(kept) == len(state) - 2
+            torch.save(kept, folder / "pytorch_model.bin")
+            (folder / "model.safetensors").unlink()
+        asked: list[tuple[str, str]] = []
+
+        def download(source: str, file: str, **fields: Any) -> str:
+            asked.append((source, file))
+            return str(folder / file)
+
+        monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+        return theirs, asked
+
+    @pytest.mark.parametrize("name", ["upernet_swin_tiny.mmseg_ade20k", "upernet_swin_base_384.mmseg_ade20k"])
+    def test_is_what_it_says_with_the_classes_of_the_config_beside_it(
+        self, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        theirs, asked = self.served(name, tmp_path, monkeypatch)
+        said: list[str] = []
+        model = load(name, say=said.append)
+        assert asked == [(NAMED[name].source, "config.json"), (NAMED[name].source, NAMED[name].file)]
+        assert "assumed" not in said[0]
+        assert model.classes == ("wall", "building", "sky", "floor", "tree")
+        assert model.config.name == NAMED[name].variant
+        assert model.preprocess == NAMED[name].preprocess
+        assert (model.preprocess.fit, model.preprocess.size) == ("short", (512, 512))
+        images = torch.randn(1, 3, 64, 96)
+        with torch.no_grad():
+            assert_close(model(images), theirs(images).logits, 1e-4)
+
+    @pytest.mark.parametrize("name", OF_OPENMMLAB)
+    def test_entry_has_the_shape_that_transformers_converter_gives_it(self, name: str) -> None:
+        """Widths, depths and windows of its script for these weights; pretraining was on 224 pixels, or 384."""
+        entry, size = NAMED[name], NAMED[name].source.rsplit("-", 1)[1]
+        width, depth, window = {
+            "tiny": (96, 6, 7),
+            "small": (96, 18, 7),
+            "base": (128, 18, 12),
+            "large": (192, 18, 12),
+        }[size]
+        config: Any = MODELS[entry.variant].backbone
+        assert (config.dim, config.depths, config.window) == (width, (2, 2, depth, 2), window)
+        assert name == f"{entry.variant}.mmseg_ade20k"
+        assert entry.fields == {"image_size": config.image_size, "window": window, "drop_path": 0.3}
+        assert (entry.licence, entry.source) == ("mit", f"openmmlab/upernet-swin-{size}")
 
 
 class TestTorchvision:

@@ -12,6 +12,7 @@ from swindow.errors import ConfigError, UnknownName
 from swindow.model import Model
 from swindow.ops.cpu import native
 from swindow.optimizing import Optimized, cpu
+from tiny_segmenters import HEADS, segmenter, stirred
 from tolerance import assert_within_budget
 
 TINY = {
@@ -95,6 +96,40 @@ def test_it_computes_what_the_model_computes(name: str, dtype: torch.dtype, thre
     optimized = swindow.optimize(model, size=32, dtype=dtype, batch=2)
     for size, batch in (((32, 32), 2), ((40, 24), 1), ((64, 37), 3)):
         within_budget(model, optimized, images(size, batch), dtype)
+
+
+SEGMENTERS = [(head, family) for head in HEADS for family in ("swin", "swin_v2", "swin_mlp", "vit", "resnet")]
+
+
+def check_segmenter(head: str, family: str, dtype: torch.dtype) -> list[str]:
+    """Every answer of an optimized segmenter, three times over: nothing is left of one image for the next."""
+    torch.manual_seed(0)
+    model = stirred(segmenter(head, family))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    optimized = swindow.optimize(model, size=32, dtype=dtype, batch=2)
+    for size, batch in (((32, 32), 2), ((40, 24), 1), ((64, 37), 3)):
+        x = images(size, batch)
+        within_budget(model, optimized, x, dtype)
+        assert optimized(x).shape == (batch, 5, *size)
+        assert torch.equal(optimized(x), optimized(x))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    return list(optimized.did)
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("head", "family"), SEGMENTERS)
+def test_segmenters(head: str, family: str, dtype: torch.dtype, threads: int) -> None:
+    """What enters a stage is a U-Net's skip, and not a block's to overwrite."""
+    did = check_segmenter(head, family, dtype)
+    folded = {"upernet": 7, "unet": 0}[head] + {"resnet": 7}.get(family, 0)
+    assert not folded or f"{folded} batch norms folded into the convolutions before them" in did
+
+
+@pytest.mark.usefixtures("no_kernels")
+@pytest.mark.parametrize(("head", "family"), SEGMENTERS)
+def test_segmenters_without_kernels(head: str, family: str) -> None:
+    check_segmenter(head, family, torch.float32)
 
 
 @needs_kernels

@@ -106,8 +106,14 @@ class SwinMoeConfig(SwinConfig):
             for weight in (module.fc1_weight, module.fc2_weight):
                 nn.init.trunc_normal_(weight, std=self.init_std)
 
-    def build(self, *, in_channels: int, out_stages: tuple[int, ...]) -> "SwinMoe":
-        """The backbone that this describes, freshly initialised."""
+    def build(self, *, in_channels: int, out_stages: tuple[int, ...], entries: bool = False) -> "SwinMoe":
+        """The backbone that this describes, freshly initialised.
+
+        Raises:
+            ConfigError: `entries`, which a backbone that also gives losses does not have.
+        """
+        if entries:
+            raise ConfigError("a Swin-MoE gives the maps of its stages, not what enters them; leave entries out")
         return self.assemble(SwinMoe, in_channels, out_stages)
 
 

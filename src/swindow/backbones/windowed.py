@@ -246,9 +246,10 @@ class WindowedConfig:
         """For `nn.Module.apply`: what fresh parameters are."""
         init_weights(module)
 
-    def build(self, *, in_channels: int, out_stages: tuple[int, ...]) -> "WindowedBackbone":
-        """The backbone that this describes, freshly initialised."""
-        return self.assemble(WindowedBackbone, in_channels, out_stages)
+    def build(self, *, in_channels: int, out_stages: tuple[int, ...], entries: bool = False) -> "WindowedBackbone":
+        """The backbone that this describes, freshly initialised; `entries` as in `WindowedBackbone`."""
+        body = self.assemble(WindowedBackbone, in_channels, out_stages)
+        return body.giving_entries() if entries else body
 
     def assemble(self, frame: type[Frame], in_channels: int, out_stages: tuple[int, ...]) -> Frame:
         """The stages in a frame."""
@@ -268,6 +269,9 @@ class WindowedBackbone(nn.Module):
 
     A classifier asks for the last stage only, whose norm is the paper's final norm. Height and width are free.
     """
+
+    entries = False
+    """Give what enters each stage but the last, as it is, in place of what the stage makes of it: Swin-Unet's skips."""
 
     def __init__(
         self,
@@ -289,19 +293,34 @@ class WindowedBackbone(nn.Module):
         self.stages = nn.ModuleList(stages)
         self.norms = nn.ModuleDict({str(stage): nn.LayerNorm(config.channels[stage]) for stage in self.out_stages})
 
+    def giving_entries(self) -> "WindowedBackbone":
+        """This backbone, changed so that only the last of `out_stages` gives its own map, normed: see `entries`."""
+        self.entries = True
+        self.norms = nn.ModuleDict({str(self.out_stages[-1]): self.norms[str(self.out_stages[-1])]})
+        return self
+
     def forward(self, images: Images) -> Pyramid:
+        if self.entries:
+            entries, maps = self._walk(images)
+            last = self.out_stages[-1]
+            return (*(entries[stage] for stage in self.out_stages[:-1]), self.norms[str(last)](maps[last]))
         maps = self.stage_maps(images)
         return tuple(self.norms[str(stage)](maps[stage]) for stage in self.out_stages)
 
     def stage_maps(self, images: Images) -> Pyramid:
         """The map of every stage up to the last one asked for, before any output norm."""
-        x, maps = self.embed(images), []
+        return self._walk(images)[1]
+
+    def _walk(self, images: Images) -> tuple[Pyramid, Pyramid]:
+        """What enters every stage up to the last one asked for, and what it makes of it."""
+        x, entries, maps = self.embed(images), [], []
         for stage in self.each_stage()[: self.out_stages[-1] + 1]:
+            entries.append(x)
             x = stage(x)
             maps.append(x)
             if stage.merge is not None:
                 x = stage.merge(x)
-        return tuple(maps)
+        return tuple(entries), tuple(maps)
 
     def embed(self, images: Images) -> Float[Tensor, "B H W D"]:
         """Images as the tokens that the first stage takes.

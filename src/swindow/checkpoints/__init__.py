@@ -2,7 +2,8 @@
 
 * `own`: our files; `files`: that they are there whole or not at all
 * `containers`: any file's tensors, read without executing anything
-* `formats`, `tables`, `rules`: whose names and shapes they are; `describing`, `facts`: which model that makes
+* `formats`, `layouts`, `tables`, `names`, `rules`, `buffers`: whose names and shapes they are
+* `describing`, `decoders`, `evidence`, `facts`: which model that makes
 * `fitting`: weights of one size in a model of another; `loading`, `converting`: all of it together
 """
 

@@ -70,6 +70,8 @@ class Container:
     """The ``config.json`` beside the weights."""
     preprocessor: dict[str, Any] | None = None
     """The ``preprocessor_config.json`` beside the weights."""
+    meta: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Of a pickled file: ``classes`` and ``palette`` of the data, as far as OpenMMLab's programs wrote them plainly."""
     notes: tuple[str, ...] = ()
     """What was decided and what was left out."""
 
@@ -208,7 +210,7 @@ def _pickled(file: Path, stream: io.BufferedReader, prefer_ema: bool) -> Contain
             raise CheckpointError(f"{file}: is damaged: a storage differs from its checksum; fetch it again")
         tensors |= _tensors_of(slab, views[key])
     tensors = {name: tensors[name] for name, *_ in answer["tensors"]}  # in the file's order, not by storage
-    return Container(path=file, tensors=tensors, notes=tuple(answer["notes"]))
+    return Container(path=file, tensors=tensors, meta=answer["meta"], notes=tuple(answer["notes"]))
 
 
 def _tensors_of(slab: Tensor, views: Iterable[tuple[str, list[Any]]]) -> dict[str, Tensor]:

@@ -10,9 +10,10 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from swindow.checkpoints.facts import huggingface_config, preprocessor_config
+from swindow.checkpoints.facts import huggingface_config, openmmlab_meta, preprocessor_config
 from swindow.checkpoints.files import write_atomic
-from swindow.checkpoints.formats import FORMATS, Format, format_named
+from swindow.checkpoints.formats import FORMATS, format_named
+from swindow.checkpoints.layouts import Format
 from swindow.checkpoints.loading import CARD, AssumedWarning, load
 from swindow.checkpoints.own import WEIGHTS, card_text, save
 from swindow.checkpoints.tables import State
@@ -46,9 +47,9 @@ def convert(
     model = load(source, prefer_ema=prefer_ema, say=say, **fields)
     if to == "swindow":
         return save(model, target)
-    if say is not None and format_named(to, model.config.backbone.kind).headless and model.config.head.num_classes:
+    form = _format_for(model, to)
+    if say is not None and form.headless and model.config.head.num_classes:
         say(f"  {to} holds a backbone alone: the head stays behind")
-    form = format_named(to, model.config.backbone.kind)
     if form.differs_on_small_maps(model.config.backbone):
         warnings.warn(
             f"{to}'s class has small_maps {form.small_maps!r} and this model {model.config.backbone.small_maps!r}: "  # type: ignore[union-attr]
@@ -66,9 +67,9 @@ def save_as(model: Model, target: str | Path, to: str) -> Path:
         CheckpointError: the format cannot express the model, or the place cannot be written.
         UnknownName: no such format.
     """
-    target, form = Path(target), format_named(to, model.config.backbone.kind)
+    target, form = Path(target), _format_for(model, to)
     state = {name: x.detach().cpu().contiguous() for name, x in model.state_dict().items()}
-    theirs = form.write(state, model.config.backbone)
+    theirs = form.write(state, model.config.backbone, model.config.head)
     try:
         _write(theirs, target, form, model)
     except OSError as error:
@@ -76,11 +77,16 @@ def save_as(model: Model, target: str | Path, to: str) -> Path:
     return target
 
 
+def _format_for(model: Model, to: str) -> Format:
+    return format_named(to, model.config.backbone.kind, model.config.head.kind)
+
+
 def _write(state: State, target: Path, form: Format, model: Model) -> None:
     if target.suffix in PICKLED:
         target.parent.mkdir(parents=True, exist_ok=True)
         buffer = io.BytesIO()
-        torch.save(state if form.entry is None else {form.entry: state}, buffer)
+        beside = {"meta": openmmlab_meta(model)} if form.with_meta else {}
+        torch.save(state if form.entry is None else {**beside, form.entry: state}, buffer)
         write_atomic(target, buffer.getvalue())
         return
     # Tensors are copied, since a file of this kind refuses two names for one memory.
@@ -94,11 +100,24 @@ def _write(state: State, target: Path, form: Format, model: Model) -> None:
     elif target.suffix:
         raise CheckpointError(f"{target}: give a .safetensors file, a .pth file or a folder to write to")
     else:
+        beside = _huggingface(model) if form.name == "huggingface" else {}
         target.mkdir(parents=True, exist_ok=True)
         write_atomic(target / WEIGHTS, content)
-        if form.name == "huggingface":
-            write_atomic(target / "config.json", json.dumps(huggingface_config(model), indent=2))
-        if form.name == "huggingface" and model.preprocess is not None:
-            write_atomic(
-                target / "preprocessor_config.json", json.dumps(preprocessor_config(model.preprocess), indent=2)
-            )
+        for name, about in beside.items():
+            write_atomic(target / name, json.dumps(about, indent=2))
+
+
+def _huggingface(model: Model) -> dict[str, Any]:
+    """What lies beside the weights in a folder of Hugging Face's, by the files' names."""
+    beside = {"config.json": huggingface_config(model)}
+    about = model.preprocess and preprocessor_config(model.preprocess, task=model.task)
+    if about:
+        beside["preprocessor_config.json"] = about
+    elif model.preprocess is not None:
+        warnings.warn(
+            f"transformers has no name for fit {model.preprocess.fit!r} and zoom {model.preprocess.zoom:g}: no "
+            "preprocessor_config.json lies beside the weights, and pixels are yours to prepare",
+            AssumedWarning,
+            stacklevel=4,
+        )
+    return beside

@@ -19,43 +19,17 @@ from swindow.backbones.swin import SwinConfig
 from swindow.backbones.swin_mlp import SwinMlpConfig
 from swindow.backbones.swin_v2 import SwinV2Config
 from swindow.backbones.vit import ViTConfig
+from swindow.checkpoints.decoders import head_kind, head_of
+from swindow.checkpoints.evidence import Evidence, Fields
 from swindow.checkpoints.facts import MOST_TOKENS
-from swindow.checkpoints.formats import Format, Reading
+from swindow.checkpoints.layouts import Format, Reading
 from swindow.checkpoints.rules import FlatPositions
 from swindow.checkpoints.tables import State
 from swindow.config import typed
 from swindow.errors import CheckpointError, ConfigError
-from swindow.heads import ClassifierConfig
-from swindow.model import ModelConfig
+from swindow.heads import HeadConfig
+from swindow.model import MODELS, ModelConfig
 from swindow.ops.windows import Size, relative_position_index
-
-Fields = dict[str, Any]
-
-
-@dataclasses.dataclass
-class Evidence:
-    """All that is known of a file, strongest first: what the caller said, its config, its own name."""
-
-    said: Fields
-    """Fields given by the caller."""
-    known: Fields
-    """Fields that a config beside the weights or inside them gives."""
-    stem: str
-    """The file's name."""
-    assumed: list[str] = dataclasses.field(default_factory=list)
-    """What was taken for granted, a sentence each."""
-
-    def field(self, name: str, default: Any, why: str) -> Any:
-        """What is known of a field that tensors do not tell; or `default`, noted as assumed with the reason."""
-        for source in (self.said, self.known):
-            if source.get(name) is not None:
-                return source[name]
-        named = _in_name(self.stem).get(name)
-        if named is not None:
-            self.assumed.append(f"{name} {_text(named)} (from the file's name)")
-            return named
-        self.assumed.append(f"{name} {_text(default)} ({why}; give {name}=… if it is another)")
-        return default
 
 
 def describe(reading: Reading, form: Format, evidence: Evidence) -> ModelConfig:
@@ -65,19 +39,21 @@ def describe(reading: Reading, form: Format, evidence: Evidence) -> ModelConfig:
         CheckpointError: parts that every model of the kind has are missing.
         ConfigError: what was said contradicts the tensors.
     """
-    state = reading.state
-    make = _KINDS[_kind(state)]
+    state, kind = reading.state, _kind(reading.state)
+    if kind not in form.kinds:
+        raise CheckpointError(f"the tensors are a {kind}'s, and {form.about} hold {' or '.join(form.kinds)} only")
+    make = _KINDS[kind]
     cls = get_type_hints(make)["return"]
     evidence = dataclasses.replace(evidence, said=_own(cls, evidence.said), known=_own(cls, evidence.known))
     table = state.get(FlatPositions.name)
     if table is not None and table.shape[0] > 1:  # on its grid, which tells the size
         patch = _needed(state, "backbone.patch_embed.proj.weight").shape[2]
         evidence.known["image_size"] = _simplest((table.shape[0] * patch, table.shape[1] * patch))
+    elif (side := _masked_side(reading)) is not None:
+        evidence.known.setdefault("image_size", side)
     backbone = make(reading, form, evidence)
-    weight = state.get("head.linear.weight")
-    classes = 0 if weight is None else weight.shape[0]
-    head = ClassifierConfig(num_classes=classes, pool=getattr(backbone, "pool", "mean"))
-    return ModelConfig(name=_variant(backbone), in_channels=_in_channels(state), backbone=backbone, head=head)
+    head = head_of(state, backbone, evidence)
+    return ModelConfig(name=_name(backbone, head), in_channels=_in_channels(state), backbone=backbone, head=head)
 
 
 def _own(cls: type, fields: Fields) -> Fields:
@@ -106,12 +82,11 @@ def _swin(reading: Reading, form: Format, evidence: Evidence) -> SwinConfig:
     else:
         window = (evidence.field("window", 7, "weights without a position bias do not tell it"),) * len(tables)
         heads = _heads_of_32(state, evidence)
-    image_size = evidence.field("image_size", _usual_size(window, state), "what windows of this size are published for")
     return SwinConfig(
         **windows,
         num_heads=heads,
         window=_simplest(window),
-        image_size=image_size,
+        image_size=evidence.field("image_size", *_usual_size(window, state)),
         small_maps=form.small_maps if form.small_maps != "shrink" else "pad",  # windows are known as they were built
         relative_bias=biased,
         absolute_position="backbone.absolute_position.table" in state,
@@ -131,7 +106,8 @@ def _swin_v2(reading: Reading, form: Format, evidence: Evidence) -> SwinV2Config
     else:
         window = evidence.field("window", 8, "V2's tensors do not tell it")
     side = max(max(pair) for pair in windows_of_stages(window, None, len(depths)))
-    image_size = evidence.field("image_size", 32 * side if side > 8 else 256, "the usual size for it")
+    usual = (32 * side if side > 8 else 256, "the usual size for it")
+    image_size = evidence.field("image_size", *(usual if head_kind(state) == "classifier" else _CROP))
     pretrained = evidence.field("pretrained_window", 0, "as if trained at its own window")
     return SwinV2Config(
         **_common(state),
@@ -171,9 +147,7 @@ def _swin_mlp(reading: Reading, form: Format, evidence: Evidence) -> SwinMlpConf
         **_common(reading.state),
         num_heads=tuple(shape[0] // shape[1] for shape in shapes),
         window=_simplest(windows),
-        image_size=evidence.field(
-            "image_size", _usual_size(windows, reading.state), "what windows of this size are published for"
-        ),
+        image_size=evidence.field("image_size", *_usual_size(windows, reading.state)),
         absolute_position="backbone.absolute_position.table" in reading.state,
         drop_path=evidence.known.get("drop_path", 0.1),
     )
@@ -309,13 +283,32 @@ def _stored_window(reading: Reading, stage: int) -> int | Size | None:
     return None
 
 
-def _usual_size(window: Any, state: State) -> int:
-    """The published image size for windows of this size: what the last stages' grid is a multiple of."""
+def _usual_size(window: Any, state: State) -> tuple[int, str]:
+    """The published image size for windows of this size, what the last stages' grid is a multiple of; and why it."""
+    if head_kind(state) == "upernet":
+        return _CROP
     side = window[0] if isinstance(window[0], int) else max(window[0])
     patch = state["backbone.patch_embed.proj.weight"].shape[2]
-    return (
-        {7: 224, 8: 256, 12: 384, 14: 224, 16: 256, 24: 384}.get(side, side * 2 ** len(_depths(state)) * 2) * patch // 4
-    )
+    published = {7: 224, 8: 256, 12: 384, 14: 224, 16: 256, 24: 384}
+    size = published.get(side, side * 2 ** len(_depths(state)) * 2) * patch // 4
+    return size, "what windows of this size are published for"
+
+
+_CROP = (512, "the crop that published ones are trained on")
+
+
+def _masked_side(reading: Reading) -> int | None:
+    """The image size that a Swin-Unet's stored masks are for: it takes no other, and its images are square."""
+    if head_kind(reading.state) != "unet":
+        return None
+    patch = _needed(reading.state, "backbone.patch_embed.proj.weight").shape[2]
+    for name, mask in reading.buffers.items():
+        match = re.fullmatch(r"backbone\.stages\.(\d+)\.blocks\.\d+\.attn_mask", name)
+        if match and mask.ndim == 3 and int(match[1]) < MOST_TOKENS:
+            windows, tokens = math.isqrt(mask.shape[0]), math.isqrt(mask.shape[1])
+            if (windows**2, tokens**2) == (mask.shape[0], mask.shape[1]) == (mask.shape[0], mask.shape[2]):
+                return int(windows * tokens * patch * 2 ** int(match[1]))
+    return None
 
 
 def _simplest(window: Any) -> Any:
@@ -324,40 +317,14 @@ def _simplest(window: Any) -> Any:
     return window[0] if alike else window
 
 
-def _variant(config: BackboneConfig) -> str:
-    """The name of the variant that this is, or else of the one that it is nearest to."""
-
-    def likeness(name: str) -> tuple[int, ...]:
-        other = VARIANTS[name]
-        fields = (
-            "dim",
-            "depths",
-            "num_heads",
-            "window",
-            "patch",
-            "distillation_token",
-            "image_size",
-            "pretrained_window",
-        )
-        return (other.kind == config.kind, *(getattr(other, f, None) == getattr(config, f, None) for f in fields))
-
-    return max(VARIANTS, key=likeness)
+def _name(config: BackboneConfig, head: HeadConfig) -> str:
+    """The name of the variant or composition that this is, or else of the one that it is nearest to."""
+    if head.kind == "classifier":
+        return max(VARIANTS, key=lambda name: _likeness(VARIANTS[name], config))
+    named = {name: parts.backbone for name, parts in MODELS.items() if parts.head.kind == head.kind}
+    return max(named, key=lambda name: _likeness(named[name], config))
 
 
-def _in_name(stem: str) -> Fields:
-    """What published files say in their names: ``swinv2_base_patch4_window12to16_192to256_22kto1k_ft``."""
-    found: Fields = {}
-    window = re.search(r"window(\d+)(?:to(\d+))?", stem)
-    if window:
-        found["window"] = int(window[2] or window[1])
-        if window[2]:
-            old = int(window[1])
-            found["pretrained_window"] = (old, old, old, old // 2)
-    size = re.search(r"_(?:(\d{3})to)?(\d{3})(?:_|\.|$)", stem)
-    if size:
-        found["image_size"] = int(size[2])
-    return found
-
-
-def _text(value: Any) -> str:
-    return "×".join(map(str, value)) if isinstance(value, tuple) and len(value) == 2 else str(value)
+def _likeness(other: BackboneConfig, config: BackboneConfig) -> tuple[int, ...]:
+    fields = ("dim", "depths", "num_heads", "window", "patch", "distillation_token", "image_size", "pretrained_window")
+    return (other.kind == config.kind, *(getattr(other, f, None) == getattr(config, f, None) for f in fields))

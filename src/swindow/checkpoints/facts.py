@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from swindow.config import from_dict, to_dict
 from swindow.errors import ConfigError
+from swindow.heads import UperNetConfig
 from swindow.model import Model
 from swindow.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 
@@ -23,6 +24,8 @@ class Facts:
     """How its pixels are prepared."""
     classes: tuple[str, ...] | None = None
     """Names of its classes."""
+    colours: tuple[tuple[int, int, int], ...] | None = None
+    """Their colours, in red, green and blue."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,6 +38,8 @@ class Told:
     num_heads: int | tuple[int, ...] | None = None
     norm_eps: float | None = None
     drop_path: float | None = None
+    pools: tuple[int, ...] | None = None
+    auxiliary: float | None = None
 
     def __post_init__(self) -> None:
         sides = self.image_size if isinstance(self.image_size, tuple) else (self.image_size or 1,)
@@ -72,23 +77,44 @@ def facts_of(config: Mapping[str, Any] | None, preprocessor: Mapping[str, Any] |
 def _facts(config: Mapping[str, Any], preprocessor: Mapping[str, Any] | None) -> Facts:
     if "pretrained_cfg" in config or "architecture" in config:
         return _timm(config)
-    if config.get("hidden_act", "gelu") != "gelu":
-        raise ConfigError(
-            f"hidden_act {config['hidden_act']!r}: these models have exact GELU; the weights need another"
-        )
+    dense = "backbone_config" in config
+    about = config["backbone_config"] if dense else config
+    if about.get("hidden_act", "gelu") != "gelu":
+        raise ConfigError(f"hidden_act {about['hidden_act']!r}: these models have exact GELU; the weights need another")
     fields = {
-        "image_size": config.get("image_size"),
-        "window": config.get("window_size"),
-        "pretrained_window": config.get("pretrained_window_sizes"),
-        "num_heads": config.get("num_attention_heads"),
-        "norm_eps": config.get("layer_norm_eps"),
-        "drop_path": config.get("drop_path_rate"),
+        "image_size": about.get("image_size"),
+        "window": about.get("window_size"),
+        "pretrained_window": about.get("pretrained_window_sizes"),
+        "num_heads": about.get("num_attention_heads"),
+        "norm_eps": about.get("layer_norm_eps"),
+        "drop_path": about.get("drop_path_rate"),
+        "pools": config.get("pool_scales"),
+        "auxiliary": config.get("auxiliary_loss_weight"),
     }
     return Facts(
         fields=fields,
-        preprocess=_processor(preprocessor, fields["image_size"]) if preprocessor else None,
+        preprocess=_processor(preprocessor, fields["image_size"], dense) if preprocessor else None,
         classes=_labels(config.get("id2label")),
     )
+
+
+def facts_of_meta(meta: Mapping[str, Any]) -> Facts:
+    """The facts in what OpenMMLab's programs write beside a state dict: names and colours of classes."""
+    palette = meta.get("palette")
+    return Facts(
+        classes=tuple(meta["classes"]) if "classes" in meta else None,
+        colours=None if palette is None else tuple((red, green, blue) for red, green, blue in palette),
+    )
+
+
+def openmmlab_meta(model: Model) -> dict[str, Any]:
+    """The ``meta`` that these programs expect, in capitals for 0.x and in an entry of its own for 1.x."""
+    about = {
+        "classes": model.classes,
+        "palette": None if model.colours is None else [list(colour) for colour in model.colours],
+    }
+    given = {name: value for name, value in about.items() if value is not None}
+    return {name.upper(): value for name, value in given.items()} | ({"dataset_meta": given} if given else {})
 
 
 def huggingface_config(model: Model) -> dict[str, Any]:
@@ -96,7 +122,11 @@ def huggingface_config(model: Model) -> dict[str, Any]:
     config: Any = model.config.backbone
     head = model.config.head
     names = model.classes or tuple(f"LABEL_{index}" for index in range(head.num_classes))
-    common = {
+    labels = {
+        "id2label": {str(index): name for index, name in enumerate(names)},
+        "label2id": {name: index for index, name in enumerate(names)},
+    }
+    body = {
         "image_size": config.image_size,
         "patch_size": config.patch,
         "num_channels": model.config.in_channels,
@@ -104,14 +134,37 @@ def huggingface_config(model: Model) -> dict[str, Any]:
         "qkv_bias": config.qkv_bias,
         "hidden_act": "gelu",
         "drop_path_rate": config.drop_path,
-        "id2label": {str(index): name for index, name in enumerate(names)},
-        "label2id": {name: index for index, name in enumerate(names)},
+        **_HUGGINGFACE[config.kind](config),
     }
-    return common | _HUGGINGFACE[config.kind](config)
+    return labels | (_upernet(head, body) if isinstance(head, UperNetConfig) else body)
 
 
-def preprocessor_config(preprocess: Preprocess) -> dict[str, Any]:
-    """The ``preprocessor_config.json`` that prepares pixels in the same way, as far as transformers can say it."""
+def _upernet(head: UperNetConfig, body: dict[str, Any]) -> dict[str, Any]:
+    """UperNet's config around that of its backbone, whose maps all come out."""
+    stages = [f"stage{number + 1}" for number in range(len(body["depths"]))]
+    inner = {name: value for name, value in body.items() if name != "architectures"}
+    return {
+        "model_type": "upernet",
+        "architectures": ["UperNetForSemanticSegmentation"],
+        "backbone_config": inner | {"out_features": stages},
+        "hidden_size": head.decoder_width,
+        "pool_scales": list(head.pools),
+        "use_auxiliary_head": head.auxiliary > 0,
+        "auxiliary_loss_weight": head.auxiliary,
+        "auxiliary_channels": head.auxiliary_width,
+        "auxiliary_num_convs": 1,
+        "auxiliary_concat_input": False,
+    }
+
+
+def preprocessor_config(preprocess: Preprocess, *, task: str = "classify") -> dict[str, Any] | None:
+    """The ``preprocessor_config.json`` that prepares pixels in the same way, as far as transformers can say it.
+
+    None where it cannot: for a segmenter that puts a border around pictures, cuts them or enlarges them all alike.
+    """
+    if task == "segment":
+        can = preprocess.fit in ("native", "short", "squash") and preprocess.zoom == 1
+        return _of_segmenter(preprocess) if can else None
     height, width = preprocess.size
     whole = {"height": round(height / preprocess.crop_ratio), "width": round(width / preprocess.crop_ratio)}
     cropped = preprocess.fit == "crop"
@@ -124,6 +177,22 @@ def preprocessor_config(preprocess: Preprocess) -> dict[str, Any]:
         "resample": 3 if preprocess.interpolation == "bicubic" else 2,
         "do_rescale": True,
         "do_normalize": True,
+        "image_mean": list(preprocess.mean),
+        "image_std": list(preprocess.std),
+    }
+
+
+def _of_segmenter(preprocess: Preprocess) -> dict[str, Any]:
+    height, width = preprocess.size
+    stretched = {"height": height, "width": width}
+    return {
+        "image_processor_type": "SegformerImageProcessor",
+        "do_resize": preprocess.fit != "native",
+        "size": {"shortest_edge": min(preprocess.size)} if preprocess.fit == "short" else stretched,
+        "resample": 3 if preprocess.interpolation == "bicubic" else 2,
+        "do_rescale": True,
+        "do_normalize": True,
+        "do_reduce_labels": False,
         "image_mean": list(preprocess.mean),
         "image_std": list(preprocess.std),
     }
@@ -176,6 +245,19 @@ def usual_preprocess(image_size: int | tuple[int, int], channels: int) -> Prepro
     return Preprocess(size=size, mean=mean, std=std, crop_ratio=0.9 if max(size) < 384 else 1.0)
 
 
+def usual_for_maps(head: str, image_size: int | tuple[int, int], channels: int) -> Preprocess:
+    """What published segmenters with this head are evaluated with.
+
+    UPerNet: ImageNet's statistics, the short side made 512 pixels. Swin-Unet: pictures stretched to the image size,
+    values in 0..1 as they are.
+    """
+    if head == "upernet":
+        usual = usual_preprocess(512, channels)
+        return Preprocess(size=usual.size, mean=usual.mean, std=usual.std, fit="short", interpolation="bilinear")
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    return Preprocess(size=size, mean=(0.0,) * channels, std=(1.0,) * channels, fit="squash")
+
+
 def _timm(config: Mapping[str, Any]) -> Facts:
     """timm's: the architecture's name holds the window, the rest is in ``pretrained_cfg``."""
     about = config.get("pretrained_cfg") or {}
@@ -204,8 +286,8 @@ def _of_timm(about: Mapping[str, Any]) -> Preprocess:
     )
 
 
-def _processor(about: Mapping[str, Any], image_size: Any) -> Preprocess | None:
-    """transformers': the whole picture stretched to the size, unless it crops the centre."""
+def _processor(about: Mapping[str, Any], image_size: Any, dense: bool = False) -> Preprocess | None:
+    """transformers': the whole picture stretched to the size, unless it crops the centre; of a segmenter as it says."""
     size = about.get("crop_size") if about.get("do_center_crop") else about.get("size")
     sides = size or image_size
     if isinstance(sides, Mapping):
@@ -216,6 +298,15 @@ def _processor(about: Mapping[str, Any], image_size: Any) -> Preprocess | None:
     longest = about.get("size")
     whole = longest.get("height", longest.get("shortest_edge")) if isinstance(longest, Mapping) else longest
     size = (sides, sides) if isinstance(sides, int) else tuple(sides)
+    if dense:
+        short = isinstance(longest, Mapping) and "shortest_edge" in longest
+        return Preprocess(
+            size=size,
+            mean=tuple(about["image_mean"]),
+            std=tuple(about["image_std"]),
+            fit="native" if about.get("do_resize") is False else "short" if short else "squash",
+            interpolation=RESAMPLING.get(about.get("resample", 2), "bilinear"),
+        )
     return Preprocess(
         size=size,
         mean=tuple(about["image_mean"]),

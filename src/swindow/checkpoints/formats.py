@@ -3,21 +3,21 @@
 Where the published classes disagree on maps smaller than a window, the format says which policy its weights knew.
 """
 
-import dataclasses
-import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from swindow.backbones.geometry import SmallMaps, Windowing, windows_of_stages
+from swindow.checkpoints.buffers import flat_indices, indices_and_coordinates, mirrored_buffers, original_buffers
+from swindow.checkpoints.layouts import Format
 from swindow.checkpoints.names import (
     DENSE,
+    DENSE_UPERNET,
     HUGGINGFACE,
+    HUGGINGFACE_UPERNET,
     HYBRID_TIMM,
     MICROSOFT,
     OPENMMLAB,
+    OPENMMLAB_UPERNET,
+    SWIN_UNET,
     TIMM,
     TORCHVISION,
     VIT_HUGGINGFACE,
@@ -30,148 +30,36 @@ from swindow.checkpoints.rules import (
     FullBias,
     LastNorm,
     PairedHeads,
-    Rule,
     ScaleColumns,
     SeparateProjections,
+    SpareNorm,
     UnfoldedMerge,
 )
-from swindow.checkpoints.tables import State, Table, renamed
 from swindow.errors import CheckpointError, UnknownName
-from swindow.ops.windows import count, region_mask, relative_position_index
-
-OTHER_PARTS = re.compile(
-    r"(\w+\.)?(embeddings\.|encoder\.)?mask_token$|decoder\.|(vit|deit|swin|swinv2)\.pooler\.|pooler\."
-)
-BUFFERS = re.compile(r"relative_position_index|relative_coords_table|attn_mask|\.k_bias$")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Format:
-    """How one source names, shapes and accompanies the tensors of a model."""
-
-    name: str
-    about: str
-    """Whose it is, for people."""
-    kinds: tuple[str, ...]
-    """Families that it can hold."""
-    table: Table
-    rules: tuple[Rule, ...] = ()
-    """Applied in this order when reading, backwards when writing."""
-    marks: tuple[str, ...]
-    """Patterns of names, each of which some tensor has, by which the format is known."""
-    unlike: tuple[str, ...] = ()
-    """Patterns that no tensor has."""
-    prefix: str = ""
-    """Before every name of the model when others' parts lie beside it in the file."""
-    inner: Callable[[Any], str] | None = None
-    """For a backbone's config: what stands before all names but the head's; optional when reading."""
-    small_maps: SmallMaps = "pad"
-    """What the published class does where a map is no larger than the window."""
-    buffers: Callable[[Any], State] | None = None
-    """What the published class stores besides parameters, under our names."""
-    headless: bool = False
-    """Holds a backbone alone: a classifier stays behind."""
-    one_window: bool = False
-    """Holds only models whose stages have the same square window."""
-    allowed: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
-    """Fields of a backbone's config that its class leaves no choice or little choice in."""
-    entry: str | None = None
-    """The key under which a pickled file holds the state dict."""
-
-    def matches(self, names: Iterable[str]) -> bool:
-        """Whether these are the names of a file in this format."""
-        names = list(names)
-        return all(_any(mark, names) for mark in self.marks) and not any(_any(mark, names) for mark in self.unlike)
-
-    def read(self, tensors: Mapping[str, Tensor]) -> "Reading":
-        """Their tensors under our names and in our shapes."""
-        state, unknown = renamed(tensors, lambda name: self.table.to_ours(self._bare(name)))
-        buffers = {name: x for name, x in state.items() if BUFFERS.search(name)}
-        state = {name: x for name, x in state.items() if name not in buffers}
-        for rule in self.rules:
-            state = rule.read(state)
-        dropped = tuple(name for name in unknown if self._is_beside(name))
-        return Reading(state, buffers, dropped, tuple(name for name in unknown if name not in dropped))
-
-    def write(self, state: State, config: Any) -> State:
-        """Our tensors as their class would have stored them.
-
-        Raises:
-            CheckpointError: this format cannot express the model.
-        """
-        self._refuse(config)
-        new = {name: x for name, x in state.items() if not (self.headless and name.startswith("head."))}
-        for rule in reversed(self.rules):
-            new = rule.write(new)
-        new |= self.buffers(config) if self.buffers is not None else {}
-        found, unknown = renamed(new, self.table.to_theirs)
-        if unknown:
-            raise CheckpointError(f"{self.name} has no place for {', '.join(unknown[:5])}; choose another format")
-        before = self.prefix + (self.inner(config) if self.inner is not None else "")
-        heads = {self.table.to_theirs(name) for name in new if name.startswith("head.")}
-        return {name if name in heads else f"{before}{name}": x for name, x in found.items()}
-
-    def _is_beside(self, name: str) -> bool:
-        """Whether a name that is not in the table is nothing to miss: a buffer, or another part of their program."""
-        outside = self.prefix != "" and not name.startswith(self.prefix)
-        return outside or BUFFERS.search(name) is not None or OTHER_PARTS.match(name) is not None
-
-    def _bare(self, name: str) -> str:
-        """A name of theirs without what may stand before it."""
-        name = name.removeprefix(self.prefix)
-        return re.sub(r"^(swin|swinv2|vit|deit)\.", "", name) if self.inner is not None else name
-
-    def _refuse(self, config: Any) -> None:
-        for field, values in self.allowed.items():
-            given = getattr(config, field, values[0])
-            if given not in values:
-                some = " or ".join(map(repr, values))
-                raise CheckpointError(
-                    f"{self.name} has {field} {some}; this model has {given!r}; choose another format"
-                )
-        if self.one_window and hasattr(config, "windows"):
-            asked = windows_of_stages(config.window, None, len(config.depths))
-            trained = getattr(config, "pretrained_windows", ())
-            if len({side for window in asked for side in window}) > 1 or any(h != w for h, w in trained):
-                raise CheckpointError(f"{self.name} has one square window for all stages; this model has {asked}")
-
-    def differs_on_small_maps(self, config: Any) -> bool:
-        """Whether their class treats maps no larger than a window in another way, at the model's own image size."""
-        if not hasattr(config, "windows"):
-            return False
-        theirs = dataclasses.replace(config, small_maps=self.small_maps)
-        return [cut.shift_at(*grid) + cut.window for _, cut, grid in _cuts(config)] != [
-            cut.shift_at(*grid) + cut.window for _, cut, grid in _cuts(theirs)
-        ]
-
-
-@dataclasses.dataclass(frozen=True)
-class Reading:
-    """A file's tensors in our terms."""
-
-    state: State
-    buffers: State
-    """Stored by others, computed by us; they may tell what parameters cannot."""
-    dropped: tuple[str, ...]
-    """Names of other buffers, and of other parts of their programs."""
-    unknown: tuple[str, ...]
-    """Names that are not of this model: other parts, or a mistake."""
-
-
-def format_named(name: str, kind: str) -> Format:
-    """The format of this name that holds this family.
+def format_named(name: str, kind: str, head: str = "classifier") -> Format:
+    """The format of this name that holds this family with this head.
 
     Raises:
         UnknownName: there is no such format.
-        CheckpointError: there is, and it holds other families.
+        CheckpointError: there is, and it holds other families, or this one with other heads.
     """
     named = [entry for entry in FORMATS if entry.name == name]
     if not named:
         raise UnknownName("format", name, sorted({entry.name for entry in FORMATS} | {"swindow"}))
-    fitting = [entry for entry in named if kind in entry.kinds]
-    if not fitting:
-        kinds = ", ".join(kind for entry in named for kind in entry.kinds)
+    of_kind = [entry for entry in named if kind in entry.kinds]
+    if not of_kind:
+        kinds = ", ".join(dict.fromkeys(kind for entry in named for kind in entry.kinds))
         raise CheckpointError(f"the {name} format cannot hold a {kind}; it holds {kinds}")
+    fitting = [entry for entry in of_kind if head in entry.heads]
+    if not fitting:
+        heads = " or ".join(dict.fromkeys(head for entry in of_kind for head in entry.heads))
+        others = sorted({entry.name for entry in FORMATS if kind in entry.kinds and head in entry.heads} | {"swindow"})
+        raise CheckpointError(
+            f"the {name} format cannot hold a {kind} with a {head} head, only with a {heads}; "
+            f"give {' or '.join(others)}"
+        )
     return fitting[0]
 
 
@@ -181,60 +69,16 @@ def recognise(names: Iterable[str]) -> Format | None:
     return next((entry for entry in FORMATS if entry.matches(names)), None)
 
 
-def _any(mark: str, names: list[str]) -> bool:
-    pattern = re.compile(mark)
-    return any(pattern.fullmatch(name) for name in names)
-
-
-# -- buffers -----------------------------------------------------------------------------------------------------------
-
-
-def _indices(config: Any) -> State:
-    """The row of the bias table for each pair of a window's tokens, in every block."""
-    return {
-        f"{block}.attn.relative_position_index": relative_position_index(cut.window) for block, cut, _ in _cuts(config)
-    }
-
-
-def _flat_indices(config: Any) -> State:
-    return {name: index.flatten() for name, index in _indices(config).items()} | _coordinates(config)
-
-
-def _indices_and_coordinates(config: Any) -> State:
-    return _indices(config) | _coordinates(config)
-
-
-def _original_buffers(config: Any) -> State:
-    """Indices, V2's coordinates, and the masks of shifted blocks at the size that the model is made for."""
-    masks = {}
-    for block, cut, grid in _cuts(config):
-        shift = cut.shift_at(*grid)
-        if any(shift):
-            padded = (count(grid[0], cut.window[0]) * cut.window[0], count(grid[1], cut.window[1]) * cut.window[1])
-            seen = region_mask(padded, cut.window, shift)
-            masks[f"{block}.attn_mask"] = torch.zeros(seen.shape).masked_fill_(~seen, -100.0)
-    return _indices_and_coordinates(config) | masks
-
-
-def _coordinates(config: Any) -> State:
-    """V2: the offsets of a window's tokens on the logarithmic scale, ``1 2h-1 2w-1 2``, in every block."""
-    if config.kind != "swin_v2":
-        return {}
-    from swindow.backbones.swin_v2 import log_spaced_offsets
-
-    names = {}
-    for block, cut, _ in _cuts(config):
-        stage = int(block.split(".")[2])
-        offsets = log_spaced_offsets(cut.window, config.pretrained_windows[stage])
-        names[f"{block}.attn.relative_coords_table"] = offsets[None]
-    return names
-
-
-def _cuts(config: Any) -> Iterable[tuple[str, Windowing, tuple[int, int]]]:
-    """Every block's path, its windows, and the grid that it has at the size that the model is made for."""
-    for stage, grid in enumerate(config.grids):
-        for index, cut in enumerate(config.windowings(stage)):
-            yield f"backbone.stages.{stage}.blocks.{index}", cut, grid
+def _not_mirrored(config: Any, head: Any) -> str | None:
+    """Swin-Unet's class gives its decoder the encoder's depths and windows, whatever its config says of it."""
+    depths = tuple(reversed(config.depths[:-1]))
+    if len(config.depths) != 4:
+        return f"has 4 stages; this model has {len(config.depths)}"
+    if head.decoder_depths != depths or head.decoder_block == "swin_v2":
+        return f"has a decoder of the encoder's own blocks, {depths}; this model's is {head.decoder_depths}"
+    return (
+        None if head.decoder_window is None else f"has the encoder's windows; this decoder's are {head.decoder_window}"
+    )
 
 
 # -- formats, the most particular first --------------------------------------------------------------------------------
@@ -242,9 +86,71 @@ def _cuts(config: Any) -> Iterable[tuple[str, Windowing, tuple[int, int]]]:
 _PYRAMIDS = ("swin", "swin_v2")
 _AS_PUBLISHED: Mapping[str, tuple[Any, ...]] = {"shifted": (True,), "relative_bias": (True,)}
 _WITH_CLASS_TOKEN: Mapping[str, tuple[Any, ...]] = {"class_token": (True,), "pool": ("token", "tokens")}
+_WITH_BATCH_NORM: Mapping[str, tuple[Any, ...]] = {**_AS_PUBLISHED, "decoder_norm": ("batch",)}
+_OF_UPERNET = r"decode_head\.fpn_bottleneck\.conv\.weight"
 _FIRST = r"layers\.0\.blocks\.0\.norm1\.weight"
 
 FORMATS = (
+    Format(
+        name="swin_unet",
+        about="the original Swin-Unet's",
+        kinds=("swin",),
+        heads=("unet",),
+        table=SWIN_UNET,
+        rules=(FlatPositions(), LastNorm()),
+        marks=(_FIRST, r"layers_up\.0\.expand\.weight"),
+        outer="swin_unet.",
+        small_maps="shrink",
+        buffers=mirrored_buffers,
+        one_window=True,
+        allowed={**_AS_PUBLISHED, "patch": (4,)},  # its last layer enlarges four times whatever the patch
+        objection=_not_mirrored,
+    ),
+    Format(
+        name="openmmlab",
+        about="mmsegmentation's UPerNet",
+        kinds=_PYRAMIDS,
+        heads=("upernet",),
+        table=OPENMMLAB_UPERNET,
+        rules=(UnfoldedMerge(), ScaleColumns()),
+        marks=(r"backbone\.stages\.0\.blocks\.0\.attn\.w_msa\.qkv\.weight", _OF_UPERNET),
+        prefix="backbone.",
+        small_maps="pad_shift",
+        buffers=indices_and_coordinates,
+        one_window=True,
+        allowed=_WITH_BATCH_NORM,
+        entry="state_dict",
+        with_meta=True,
+    ),
+    Format(
+        name="microsoft_dense",
+        about="the UPerNet of Microsoft's segmentation fork",
+        kinds=_PYRAMIDS,
+        heads=("upernet",),
+        table=DENSE_UPERNET,
+        rules=(ScaleColumns(), FlatPositions(as_map=True)),
+        marks=(rf"backbone\.{_FIRST}", _OF_UPERNET),
+        prefix="backbone.",
+        small_maps="pad_shift",
+        buffers=indices_and_coordinates,
+        allowed=_WITH_BATCH_NORM,
+        entry="state_dict",
+        with_meta=True,
+    ),
+    Format(
+        name="huggingface",
+        about="transformers' UperNet on a Swin (on a Swinv2 it has no norms between them)",
+        kinds=("swin",),
+        heads=("upernet",),
+        table=HUGGINGFACE_UPERNET,
+        rules=(SeparateProjections(), FlatPositions(), SpareNorm()),
+        marks=(r"backbone\.(swin\.)?encoder\.layers\.0\.blocks\.0\.layernorm_before\.weight", _OF_UPERNET),
+        prefix="backbone.",
+        inner=lambda config: "",
+        small_maps="pad_shift",
+        one_window=True,
+        allowed=_WITH_BATCH_NORM,
+    ),
     Format(
         name="torchvision",
         about="torchvision's swin_t, swin_s, swin_b and swin_v2_*",
@@ -252,7 +158,7 @@ FORMATS = (
         table=TORCHVISION,
         rules=(FullBias(), ScaleColumns(), LastNorm()),
         marks=(r"features\.0\.0\.weight", r"features\.1\.0\.attn\.qkv\.weight"),
-        buffers=_flat_indices,
+        buffers=flat_indices,
         one_window=True,
         allowed={**_AS_PUBLISHED, "qkv_bias": (True,), "extra_norm_every": (0,)},
     ),
@@ -265,7 +171,7 @@ FORMATS = (
         marks=(r"backbone\.stages\.0\.blocks\.0\.attn\.w_msa\.qkv\.weight",),
         prefix="backbone.",
         small_maps="pad_shift",
-        buffers=_indices_and_coordinates,
+        buffers=indices_and_coordinates,
         one_window=True,
         entry="state_dict",
         allowed=_AS_PUBLISHED,
@@ -292,7 +198,7 @@ FORMATS = (
         marks=(rf"encoder\.{_FIRST}",),
         prefix="encoder.",
         small_maps="shrink",
-        buffers=_original_buffers,
+        buffers=original_buffers,
         entry="model",
         allowed={"shifted": (True,)},
     ),
@@ -306,7 +212,7 @@ FORMATS = (
         marks=(rf"backbone\.{_FIRST}",),
         prefix="backbone.",
         small_maps="pad_shift",
-        buffers=_indices_and_coordinates,
+        buffers=indices_and_coordinates,
         entry="state_dict",
         allowed=_AS_PUBLISHED,
     ),
@@ -340,7 +246,7 @@ FORMATS = (
         rules=(ScaleColumns(), FlatPositions(), LastNorm()),
         marks=(_FIRST,),
         small_maps="shrink",
-        buffers=_original_buffers,
+        buffers=original_buffers,
         entry="model",
         allowed=_AS_PUBLISHED,
     ),

@@ -16,6 +16,7 @@ import torch
 from swindow import classes
 from swindow.backbones import VARIANTS
 from swindow.errors import CheckpointError, UnknownName, require
+from swindow.model import MODELS
 from swindow.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 
 
@@ -26,21 +27,23 @@ class NamedWeights:
     name: str
     """``variant.tag``: the tag says who trained it on what; ``ft`` is fine-tuned."""
     variant: str
-    """The variant whose shape it has, `fields` apart."""
+    """The variant or composition whose shape it has, `fields` apart."""
     fields: Mapping[str, Any]
     """Fields of the backbone's config that tensors do not tell, or that are not the variant's."""
     source: str
     """Repository on the hub; or torchvision's name for the weights."""
     file: str
     """Name of the file there."""
-    format: Literal["timm", "torchvision"]
+    beside: tuple[str, ...] = ()
+    """Names of other files there that tell what its tensors do not."""
+    format: Literal["timm", "torchvision", "huggingface"]
     """Whose layout the file has."""
     licence: str
     """Identifier of the licence that the weights are under."""
     sha256: str | None = None
     """SHA-256 of the file or its first digits, where published beforehand; the hub tells its own at download."""
     classes: Literal["imagenet1k", "imagenet21k", "imagenet22k"] | None
-    """The list in `swindow.classes` that the head is for; None: it has no head."""
+    """The list in `swindow.classes` that the head is for; None: it has no head, or a file beside it names them."""
     preprocess: Preprocess
     """How its pixels are prepared."""
     accuracy: tuple[float, float] | None = None
@@ -83,6 +86,8 @@ def _from_hub(entry: NamedWeights, cache_dir: str | Path | None) -> Path:
     hub, errors, constants = (require(f"huggingface_hub{part}", extra="hub") for part in ("", ".errors", ".constants"))
     cache = cache_dir or constants.HF_HUB_CACHE
     try:
+        for name in entry.beside:
+            hub.hf_hub_download(entry.source, name, cache_dir=cache)
         return Path(hub.hf_hub_download(entry.source, entry.file, cache_dir=cache))
     except errors.GatedRepoError as error:
         raise CheckpointError(
@@ -224,6 +229,28 @@ def _of_torchvision(table: str, **facts: Any) -> Iterator[NamedWeights]:
         )
 
 
+def _of_openmmlab(table: str, **facts: Any) -> Iterator[NamedWeights]:
+    """Rows of: name, repository, file. Pixels are prepared as mmsegmentation does, whose weights they are."""
+    for row in table.strip().splitlines():
+        name, source, file = row.split()
+        variant = name.split(".")[0]
+        config: Any = MODELS[variant].backbone
+        yield NamedWeights(
+            name=name,
+            variant=variant,
+            fields={"image_size": config.image_size, "window": config.window, "drop_path": 0.3},
+            source=f"openmmlab/{source}",
+            file=file,
+            beside=("config.json",),
+            format="huggingface",
+            classes=None,
+            preprocess=Preprocess(
+                size=(512, 512), mean=IMAGENET_MEAN, std=IMAGENET_STD, fit="short", interpolation="bilinear"
+            ),
+            **facts,
+        )
+
+
 def _pair(accuracy: list[str]) -> tuple[float, float] | None:
     return (float(accuracy[0]), float(accuracy[1])) if accuracy else None
 
@@ -333,6 +360,13 @@ vit_base_32.tv_in1k        ViT_B_32_Weights   vit_b_32-d86f8d99.pth   256  75.91
 vit_large.tv_in1k          ViT_L_16_Weights   vit_l_16-852ce7e3.pth   242  79.662 94.638
 vit_large_32.tv_in1k       ViT_L_32_Weights   vit_l_32-c7638314.pth   256  76.972 93.070
 """
+# mmsegmentation's UPerNets as transformers has them: base and large are those pretrained on ImageNet-22k at 384 pixels.
+_OPENMMLAB = """
+upernet_swin_tiny.mmseg_ade20k       upernet-swin-tiny   pytorch_model.bin
+upernet_swin_small.mmseg_ade20k      upernet-swin-small  model.safetensors
+upernet_swin_base_384.mmseg_ade20k   upernet-swin-base   model.safetensors
+upernet_swin_large_384.mmseg_ade20k  upernet-swin-large  model.safetensors
+"""
 _HALVES = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 
 NAMED: Mapping[str, NamedWeights] = {
@@ -343,5 +377,6 @@ NAMED: Mapping[str, NamedWeights] = {
         *_of_timm(_GOOGLE, licence="apache-2.0", **_HALVES),
         *_of_torchvision(_TORCHVISION_SWIN),
         *_of_torchvision(_TORCHVISION_VIT, interpolation="bilinear"),
+        *_of_openmmlab(_OPENMMLAB, licence="mit"),
     )
 }

@@ -8,20 +8,23 @@ from typing import Any, Literal
 
 import torch
 
-from swindow.backbones import VARIANTS, ViTConfig
+from swindow.backbones import ViTConfig
 from swindow.backbones.windowed import WindowedConfig
 from swindow.checkpoints.containers import Container, read_container
-from swindow.checkpoints.describing import Evidence, describe
-from swindow.checkpoints.facts import Facts, facts_of, usual_preprocess
+from swindow.checkpoints.describing import describe
+from swindow.checkpoints.evidence import Evidence
+from swindow.checkpoints.facts import Facts, facts_of, facts_of_meta, usual_for_maps, usual_preprocess
 from swindow.checkpoints.fitting import Weights, fit
-from swindow.checkpoints.formats import FORMATS, Format, Reading, recognise
-from swindow.checkpoints.hub import resolve
+from swindow.checkpoints.formats import FORMATS, recognise
+from swindow.checkpoints.hub import NamedWeights, resolve
+from swindow.checkpoints.layouts import Format, Reading
 from swindow.checkpoints.own import Card, find_weights, is_own, read_card, read_own
 from swindow.checkpoints.reports import LoadReport
 from swindow.checkpoints.rules import placed, restaged
 from swindow.config import typed
 from swindow.errors import CheckpointError, ConfigError, SwindowError, UnknownName
-from swindow.model import MapBackbone, Model
+from swindow.model import MapBackbone, Model, ModelConfig, models
+from swindow.preprocess import Preprocess
 
 CARD = "swindow_card"
 
@@ -35,7 +38,7 @@ def load(
 ) -> Model:
     """A working model from a run folder, a checkpoint of ours, anyone's file or folder, or a published name.
 
-    The model is in eval mode, on the CPU, and knows its preprocessing and classes.
+    The model is in eval mode, on the CPU, and knows its preprocessing, its classes and, of a segmenter, their colours.
 
     Args:
         prefer_ema: of a file that holds averaged weights beside the others, take those.
@@ -50,9 +53,10 @@ def load(
     card = opened.card
     _check_size(opened)
     model = card.model.build()
-    state, report = fit(opened.weights, model.state_dict(), card.model.backbone, name=card.model.name)
+    config = card.model
+    state, report = fit(opened.weights, model.state_dict(), config.backbone, config.head, name=config.name)
     model.load_state_dict(state)
-    model.preprocess, model.classes = card.preprocess, card.classes
+    model.preprocess, model.classes, model.colours = card.preprocess, card.classes, card.colours
     if say is not None:
         say(str(report))
     elif report.assumed:
@@ -75,7 +79,9 @@ def load_weights(
     fits or nothing is touched.
 
     Args:
-        head: ``reset`` leaves the model's own head, for other classes.
+        head: ``reset`` is for other classes or another task: what names the classes stays the model's own. Of a head
+            of the same kind the rest is taken as far as it fits; a U-Net's decoder gets the blocks of an encoder that
+            it is like, as Swin-Unet's does from an ImageNet Swin.
         say: gets the report, which is also returned.
         fields: what the file does not tell of itself.
 
@@ -85,8 +91,9 @@ def load_weights(
     opened = open_weights(path, prefer_ema=prefer_ema, **fields)
     own = {_as_in_model(name): tensor for name, tensor in model.state_dict().items()}
     config = model.config.backbone if isinstance(model, Model) else model.body.config
+    own_head = model.config.head if isinstance(model, Model) else None
     name = model.config.name if isinstance(model, Model) else config.kind
-    state, report = fit(opened.weights, own, config, name=name, reset_head=head == "reset")
+    state, report = fit(opened.weights, own, config, own_head, name=name, reset_head=head == "reset")
     names = {_as_in_model(name): name for name in model.state_dict()}
     model.load_state_dict({names[name]: tensor for name, tensor in state.items()})
     if say is not None:
@@ -116,8 +123,8 @@ def open_weights(path: str | Path, *, prefer_ema: bool = False, **fields: Any) -
         return Opened(weights=weights, card=_with(card, fields))
     if _is_published(path):
         file, entry = resolve(str(path))
-        facts = Facts(fields=entry.fields, preprocess=entry.preprocess, classes=entry.class_names)
-        opened = _theirs(read_container(file, prefer_ema=prefer_ema), fields, facts)
+        container = read_container(file, prefer_ema=prefer_ema)
+        opened = _theirs(container, fields, _published(entry, container))
         model = dataclasses.replace(opened.card.model, name=entry.variant)  # a DeiT has the shape of a ViT
         return dataclasses.replace(opened, card=dataclasses.replace(opened.card, model=model))
     container = read_container(path, prefer_ema=prefer_ema)
@@ -125,8 +132,16 @@ def open_weights(path: str | Path, *, prefer_ema: bool = False, **fields: Any) -
 
 
 def _is_published(path: Path) -> bool:
-    """Whether this is no file but a name such as ``swin_tiny.ms_in1k``, of a variant that there is."""
-    return not path.exists() and len(path.parts) == 1 and path.name.split(".")[0] in VARIANTS
+    """Whether this is no file but a name such as ``swin_tiny.ms_in1k``, of a model that there is."""
+    return not path.exists() and len(path.parts) == 1 and path.name.split(".")[0] in models()
+
+
+def _published(entry: NamedWeights, container: Container) -> Facts:
+    """The facts of the table of names, and the classes that the config beside a segmenter's file names."""
+    told = facts_of(container.config, None) if entry.beside else Facts()
+    return Facts(
+        fields={**told.fields, **entry.fields}, preprocess=entry.preprocess, classes=entry.class_names or told.classes
+    )
 
 
 def _theirs(container: Container, fields: Mapping[str, Any], facts: Facts) -> Opened:
@@ -179,11 +194,32 @@ def _found_out(
     config = describe(reading, form, evidence)
     preprocess = facts.preprocess
     if preprocess is None or preprocess.channels != config.in_channels:
-        made_for = getattr(config.backbone, "image_size", 224)
-        preprocess = usual_preprocess(made_for, config.in_channels)
-        evidence.assumed.append("ImageNet's mean and deviation, bicubic resizing")
-    named = facts.classes if facts.classes and len(facts.classes) == config.head.num_classes else None
-    return Card(model=config, preprocess=preprocess, classes=named), evidence.assumed
+        preprocess = _usual(config, evidence)
+    data = facts_of_meta(container.meta)
+    classes, colours = facts.classes or data.classes, facts.colours or data.colours
+    count = config.head.num_classes
+    return Card(
+        model=config,
+        preprocess=preprocess,
+        classes=classes if classes and len(classes) == count else None,
+        colours=colours if colours and len(colours) == count else None,
+    ), evidence.assumed
+
+
+def _usual(config: ModelConfig, evidence: Evidence) -> Preprocess:
+    """How pixels are prepared where nothing tells it, which is noted as assumed."""
+    made_for, head = getattr(config.backbone, "image_size", 224), config.head.kind
+    evidence.assumed.append(_USUAL[head])
+    if head == "classifier":
+        return usual_preprocess(made_for, config.in_channels)
+    return usual_for_maps(head, made_for, config.in_channels)
+
+
+_USUAL = {
+    "classifier": "ImageNet's mean and deviation, bicubic resizing",
+    "upernet": "ImageNet's mean and deviation, the short side made 512 pixels bilinearly",
+    "unet": "values in 0..1, grey ones in every channel, pictures stretched to the image size",
+}
 
 
 def _with(card: Card, fields: Mapping[str, Any]) -> Card:
@@ -191,19 +227,20 @@ def _with(card: Card, fields: Mapping[str, Any]) -> Card:
 
     Raises:
         UnknownName: the model has no such field.
-        ConfigError: other classes or channels, which are not the backbone's to change.
+        ConfigError: other classes or channels or another head, which are not the backbone's to change.
     """
     old: Any = card.model.backbone
     allowed = [field.name for field in dataclasses.fields(old)]
+    kept = {"in_channels": card.model.in_channels, **_fields_of(card.model.head)}
     for name in fields:
-        if name in ("num_classes", "in_channels"):
+        if name not in allowed and name not in kept:
+            raise UnknownName("field", name, allowed)
+        if name not in allowed and _lists_as_tuples(fields[name]) != kept[name]:
             raise ConfigError(
-                f"load keeps a file's {name}; for others: "
+                f"load keeps a file's {name}, {kept[name]!r}; for others: "
                 f'swindow.load_weights(swindow.build(…, {name}={fields[name]}), path, head="reset")'
             )
-        if name not in allowed:
-            raise UnknownName("field", name, allowed)
-    new = dataclasses.replace(old, **typed(type(old), fields))
+    new = dataclasses.replace(old, **typed(type(old), {name: fields[name] for name in fields if name in allowed}))
     if hasattr(old, "pretrained_windows") and "pretrained_window" not in fields and new.windows != old.windows:
         new = dataclasses.replace(new, pretrained_window=old.pretrained_windows)
     preprocess = card.preprocess
@@ -221,12 +258,25 @@ def _check_size(opened: Opened) -> None:
     config: Any = opened.card.model.backbone
     held = sum(tensor.numel() for tensor in opened.weights.state.values())
     told = f"{opened.weights.path}: its description is of a model far larger than its weights; the file is unusable"
-    if sum(config.depths) > len(opened.weights.state) or max(config.channels) > max(held, 1):
+    head: Any = opened.card.model.head
+    blocks = sum(config.depths) + sum(getattr(head, "decoder_depths", ())) + len(getattr(head, "pools", ()))
+    if blocks > len(opened.weights.state) or max(config.channels) > max(held, 1):
         raise CheckpointError(told)
-    with torch.device("meta"):
-        size = sum(parameter.numel() for parameter in opened.card.model.build().parameters())
+    try:
+        with torch.device("meta"):
+            size = sum(parameter.numel() for parameter in opened.card.model.build().parameters())
+    except RuntimeError as error:  # more than can be counted
+        raise CheckpointError(told) from error
     if size > 8 * held + 10_000_000:  # another window or image size may enlarge tables
         raise CheckpointError(told)
+
+
+def _fields_of(config: Any) -> dict[str, Any]:
+    return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+
+
+def _lists_as_tuples(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _two(side: int | tuple[int, int]) -> tuple[int, int]:

@@ -99,6 +99,59 @@ HUGGINGFACE = joined(
     ],
 )
 
+# -- pyramids with the decoder of a segmenter --------------------------------------------------------------------------
+
+
+def _upernet(norm: str, classifier: str) -> list[tuple[str, str]]:
+    """Rows for UPerNet's two heads, whose norms and classifiers go by these names."""
+    units = {
+        "pooled.{i}": "decode_head.psp_modules.{i}.1",
+        "bottleneck": "decode_head.bottleneck",
+        "laterals.{i}": "decode_head.lateral_convs.{i}",
+        "smooths.{i}": "decode_head.fpn_convs.{i}",
+        "fuse": "decode_head.fpn_bottleneck",
+        "auxiliary.conv": "auxiliary_head.convs.0",
+    }
+    parts = {"conv": "conv", "norm": norm}
+    return [
+        *(
+            (f"head.{ours}.{a}.{{*}}", f"{theirs}.{b}.{{*}}")
+            for ours, theirs in units.items()
+            for a, b in parts.items()
+        ),
+        ("head.classifier.{*}", f"decode_head.{classifier}.{{*}}"),
+        ("head.auxiliary.classifier.{*}", f"auxiliary_head.{classifier}.{{*}}"),
+    ]
+
+
+DENSE_UPERNET = joined(DENSE.rows, _upernet("bn", "conv_seg"))
+OPENMMLAB_UPERNET = joined(OPENMMLAB.rows, _upernet("bn", "conv_seg"))
+HUGGINGFACE_UPERNET = joined(HUGGINGFACE.rows, _upernet("batch_norm", "classifier"))
+
+_DECODER_BLOCK, _UP_BLOCK = "head.stages.{i}.blocks.{j}.", "layers_up.{i+1}.blocks.{j}."
+SWIN_UNET = joined(
+    _STEM,
+    _MICROSOFT,
+    _END,
+    _LAST,
+    [
+        # The first layer of the decoder only expands; each later one expands behind its blocks, the last nothing.
+        ("head.expands.0.linear.{*}", "layers_up.0.expand.{*}"),
+        ("head.expands.0.norm.{*}", "layers_up.0.norm.{*}"),
+        ("head.expands.{i}.linear.{*}", "layers_up.{i}.upsample.expand.{*}"),
+        ("head.expands.{i}.norm.{*}", "layers_up.{i}.upsample.norm.{*}"),
+        ("head.joins.{i}.{*}", "concat_back_dim.{i+1}.{*}"),
+    ],
+    _attention(f"{_UP_BLOCK}attn.", f"{_DECODER_BLOCK}attn."),
+    [
+        (f"{_DECODER_BLOCK}{{*}}", f"{_UP_BLOCK}{{*}}"),
+        ("head.norm.{*}", "norm_up.{*}"),
+        ("head.final.linear.{*}", "up.expand.{*}"),
+        ("head.final.norm.{*}", "up.norm.{*}"),
+        ("head.classifier.{*}", "output.{*}"),
+    ],
+)
+
 # -- ViT, DeiT and hybrids ---------------------------------------------------------------------------------------------
 
 _TRUNK = "backbone.patch_embed.trunk."

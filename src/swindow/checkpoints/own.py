@@ -23,11 +23,12 @@ WEIGHTS, FACTS, METADATA = "model.safetensors", "model.toml", "swindow"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Card:
-    """What travels with weights: the model's shape, its pixels, its classes, the version that wrote them."""
+    """What travels with weights: the model's shape, its pixels, its classes and their colours, who wrote them."""
 
     model: ModelConfig
     preprocess: Preprocess | None = None
     classes: tuple[str, ...] | None = None
+    colours: tuple[tuple[int, int, int], ...] | None = None
     swindow: str = ""
 
 
@@ -55,10 +56,11 @@ def card_text(model: Model, *, headless: bool = False) -> str:
     """The card of a model, or of its backbone alone, as it lies in a file's metadata."""
     from swindow._version import __version__
 
-    config, classes = model.config, model.classes
+    config, classes, colours = model.config, model.classes, model.colours
     if headless:
-        config, classes = dataclasses.replace(config, head=dataclasses.replace(config.head, num_classes=0)), None
-    return dumps(Card(model=config, preprocess=model.preprocess, classes=classes, swindow=__version__))
+        config = dataclasses.replace(config, head=dataclasses.replace(config.head, num_classes=0))
+        classes = colours = None
+    return dumps(Card(model=config, preprocess=model.preprocess, classes=classes, colours=colours, swindow=__version__))
 
 
 def read_own(file: Path) -> tuple[Card, dict[str, Tensor]]:

@@ -19,6 +19,8 @@ class LoadReport:
     """Tensors made for another size, with both shapes."""
     reset: tuple[str, ...] = ()
     """Parameters that start anew because it was asked for, or because no file of this kind has them."""
+    mirrored: tuple[str, ...] = ()
+    """A decoder's parameters that are those of the encoder on the same size, with whose they are."""
     dropped: tuple[str, ...] = ()
     """Tensors of the file that the model has no use for: buffers that it computes, other parts."""
     missing: tuple[str, ...] = ()
@@ -38,7 +40,17 @@ class LoadReport:
 
     def __str__(self) -> str:
         lines = [f"{self.path.name}: {self.format} format, {self.model}, {self.loaded} tensors loaded"]
-        for title in ("resized", "reset", "dropped", "missing", "unexpected", "misshapen", "assumed", "notes"):
+        for title in (
+            "resized",
+            "mirrored",
+            "reset",
+            "dropped",
+            "missing",
+            "unexpected",
+            "misshapen",
+            "assumed",
+            "notes",
+        ):
             items = getattr(self, title)
             if items:
                 lines.append(f"  {title}: {shortened(items)}")

@@ -39,6 +39,16 @@ class LastNorm:
         return {_moved(name, f".norms.{_last(state)}.", ".norms.last."): tensor for name, tensor in state.items()}
 
 
+class SpareNorm:
+    """A backbone in transformers has the classifier's last norm too, and does not use it; ours has none."""
+
+    def read(self, state: State) -> State:
+        return {name: x for name, x in state.items() if not name.startswith("backbone.norms.last.")}
+
+    def write(self, state: State) -> State:
+        return state
+
+
 class SeparateProjections:
     """Queries, keys and values as three layers, ``….query``, ``….key`` and ``….value`` in place of ``….qkv``."""
 

@@ -1,20 +1,28 @@
-"""Images with labels: found, checked, divided, loaded and augmented."""
+"""Images with labels or masks: found, checked, divided, loaded and augmented."""
 
 from swindow.data.checking import CheckReport, check
-from swindow.data.datasets import DataSource, Images, align_classes, open_data, split_changes, split_record
+from swindow.data.datasets import align_classes, open_data
 from swindow.data.duplicates import Duplicate, duplicates_across
 from swindow.data.inventory import Problem
+from swindow.data.labelled import Images
+from swindow.data.masks import MaskConfig
+from swindow.data.scene_checking import sample_check
+from swindow.data.scenes import Scenes
+from swindow.data.sources import DataSource, split_changes, split_record
 
 __all__ = [
     "CheckReport",
     "DataSource",
     "Duplicate",
     "Images",
+    "MaskConfig",
     "Problem",
+    "Scenes",
     "align_classes",
     "check",
     "duplicates_across",
     "open_data",
+    "sample_check",
     "split_changes",
     "split_record",
 ]

@@ -17,8 +17,9 @@ from swindow.preprocess import Preprocess
 class AugmentConfig:
     """What may happen to a training image, in this order; the defaults change nothing."""
 
-    crop: Literal["none", "shift", "resized"] = "none"
-    """The evaluation's view; the same, moved by some pixels; or a random rectangle of the picture, resized."""
+    crop: Literal["none", "shift", "resized", "scale"] = "none"
+    """The evaluation's view; the same, moved by some pixels; a random rectangle of the picture, resized; or, with
+    masks, a rectangle of the model's size out of the picture resized at random."""
     crop_scale: tuple[float, float] = (0.08, 1.0)
     """``resized``: area of the rectangle as a part of the picture's."""
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
@@ -49,9 +50,19 @@ class AugmentConfig:
     """Probability that a batch is mixed at all."""
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
     """Of the resized crop (antialiased)."""
+    scale: tuple[float, float] = (0.5, 2.0)
+    """``scale``: smallest and largest zoom, relative to the evaluation's size."""
+    crop_most: float = 0.75
+    """``scale``: no class may fill a larger share of a crop, if ten tries find one; 1 takes the first."""
+    quarter_turns: float = 0.0
+    """With masks: probability of a turn by 90, 180 or 270 degrees."""
+    elastic: float = 0.0
+    """With masks: typical displacement of an elastic deformation, as a share of the shorter side (0.02 is gentle)."""
+    gamma: float = 0.0
+    """With masks: brightness to the power of exp(-gamma) to exp(gamma), at random."""
 
     def __post_init__(self) -> None:
-        for name in ("hflip", "vflip", "erasing", "mix_prob"):
+        for name in ("hflip", "vflip", "erasing", "mix_prob", "quarter_turns"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"augment {name} is {getattr(self, name)}; a probability lies in 0..1")
         for name in ("shift", "randaugment_ops", "mixup", "cutmix"):
@@ -61,8 +72,8 @@ class AugmentConfig:
         self._check_ranges()
 
     def _check_choices(self) -> None:
-        if self.crop not in ("none", "shift", "resized"):
-            raise ConfigError(f"augment crop {self.crop!r} is not one of none, shift, resized")
+        if self.crop not in ("none", "shift", "resized", "scale"):
+            raise ConfigError(f"augment crop {self.crop!r} is not one of none, shift, resized, scale")
         if self.shift_fill not in ("zero", "reflect"):
             raise ConfigError(f"augment shift_fill {self.shift_fill!r} is not one of zero, reflect")
         if self.interpolation not in ("bilinear", "bicubic"):
@@ -79,6 +90,14 @@ class AugmentConfig:
             raise ConfigError(f"augment crop_scale {self.crop_scale} is not a range within (0, 1]")
         if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
             raise ConfigError(f"augment crop_ratio {self.crop_ratio} is not a range above 0")
+        if not 0 < self.scale[0] <= self.scale[1] <= 100:
+            raise ConfigError(f"augment scale {self.scale} is not a range within (0, 100]")
+        if not 0 < self.crop_most <= 1:
+            raise ConfigError(f"augment crop_most is {self.crop_most}; a share lies in (0, 1]")
+        if not 0 <= self.elastic <= 0.25:
+            raise ConfigError(f"augment elastic is {self.elastic}; it is a share of the side, in 0..0.25")
+        if not 0 <= self.gamma <= 2:
+            raise ConfigError(f"augment gamma is {self.gamma}; it lies in 0..2")
 
     @property
     def mixes(self) -> bool:
@@ -90,10 +109,14 @@ class Augment:
     """A config made to act: the result is a function of the pixels and the seed, whatever else is drawn elsewhere."""
 
     def __init__(self, config: AugmentConfig, preprocess: Preprocess) -> None:
+        needs_masks = [name for name in ("quarter_turns", "elastic", "gamma") if getattr(config, name)]
+        if config.crop == "scale" or needs_masks:
+            field = needs_masks[0] if needs_masks else "crop = 'scale'"
+            raise ConfigError(f"augment {field} is for pictures with masks; leave it out for classification")
         self.config = config
         self.preprocess = preprocess
         self._crop = _resized_crop(config, preprocess)
-        self._colour = _colour(config, preprocess)
+        self._colour = colour_changes(config, preprocess)
 
     def __call__(self, image: UInt8[Tensor, "C h w"], seed: int) -> UInt8[Tensor, "C H W"]:
         """One image of any size, at the model's size."""
@@ -120,7 +143,7 @@ def build_augment(config: AugmentConfig, preprocess: Preprocess) -> Augment:
     """The augmentation of `config`, ending at the size of `preprocess`.
 
     Raises:
-        ConfigError: RandAugment or colour jitter for images that are neither grey nor RGB.
+        ConfigError: RandAugment or colour jitter for images that are neither grey nor RGB, or what needs masks.
     """
     return Augment(config, preprocess)
 
@@ -138,15 +161,15 @@ def mix_batch(
         return images, targets
     cut = config.mixup == 0 or (config.cutmix > 0 and which < 0.5)
     mix = v2.CutMix(alpha=config.cutmix) if cut else v2.MixUp(alpha=config.mixup)
-    mixed, soft = _seeded(lambda pair: mix(*pair), (images, targets), seed)
+    mixed, soft = seeded(lambda pair: mix(*pair), (images, targets), seed)
     return mixed, soft
 
 
 def _each(transform: Any, images: Tensor | list[Tensor], seeds: np.ndarray) -> Tensor:
-    return torch.stack([_seeded(transform, image, seed) for image, seed in zip(images, seeds.tolist(), strict=True)])
+    return torch.stack([seeded(transform, image, seed) for image, seed in zip(images, seeds.tolist(), strict=True)])
 
 
-def _seeded(transform: Any, image: Any, seed: int) -> Any:
+def seeded(transform: Any, image: Any, seed: int) -> Any:
     """`transform` under its own seed; torch's generator, from which torchvision draws, is put back as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would also reset the accelerator's
@@ -167,9 +190,14 @@ def _contiguous(image: Tensor) -> Tensor:
     return image.contiguous()
 
 
-def _colour(config: AugmentConfig, preprocess: Preprocess) -> Any:
-    """Affine map, RandAugment, jitter and erasing as one torchvision transform, or None."""
-    if not (any(config.affine) or config.randaugment_ops or any(config.jitter) or config.erasing):
+def colour_changes(config: AugmentConfig, preprocess: Preprocess, *, affine: bool = True) -> Any:
+    """Affine map (unless it is done elsewhere), RandAugment, jitter and erasing as one torchvision transform, or None.
+
+    Raises:
+        ConfigError: RandAugment or colour jitter for images that are neither grey nor RGB.
+    """
+    affine = affine and any(config.affine)
+    if not (affine or config.randaugment_ops or any(config.jitter) or config.erasing):
         return None
     if preprocess.channels not in (1, 3) and (config.randaugment_ops or any(config.jitter)):
         raise ConfigError(
@@ -180,7 +208,7 @@ def _colour(config: AugmentConfig, preprocess: Preprocess) -> Any:
 
     mean = [round(255 * mean) for mean in preprocess.mean]
     steps: list[Any] = []
-    if any(config.affine):
+    if affine:
         degrees, move, zoom = config.affine
         bilinear = v2.InterpolationMode.BILINEAR
         steps.append(v2.RandomAffine(degrees, (move, move), (1 - zoom, 1 + zoom), interpolation=bilinear, fill=mean))
@@ -200,8 +228,8 @@ def _moved(images: UInt8[Tensor, "B C H W"], draws: np.ndarray, config: AugmentC
     flip_rows, flip_columns = draws[:, 2] < config.vflip, draws[:, 3] < config.hflip
     if not reach:
         return _flipped(_flipped(images, -2, flip_rows), -1, flip_columns)
-    rows, above = _lines(images.shape[-2], reach, config.shift_fill, draws[:, 0], flip_rows)
-    columns, beside = _lines(images.shape[-1], reach, config.shift_fill, draws[:, 1], flip_columns)
+    rows, above = shifted_lines(images.shape[-2], reach, config.shift_fill, draws[:, 0], flip_rows)
+    columns, beside = shifted_lines(images.shape[-1], reach, config.shift_fill, draws[:, 1], flip_columns)
     moved = images.gather(-2, rows[:, None, :, None].expand(images.shape))
     moved = moved.gather(-1, columns[:, None, None, :].expand(images.shape))
     if config.shift_fill == "zero":
@@ -217,7 +245,9 @@ def _flipped(images: UInt8[Tensor, "B C H W"], axis: int, flip: np.ndarray) -> U
     return torch.where(torch.from_numpy(flip)[:, None, None, None], images.flip(axis), images)
 
 
-def _lines(count: int, reach: int, fill: str, draw: np.ndarray, flip: np.ndarray) -> tuple[Tensor, Tensor]:
+def shifted_lines(
+    count: int, reach: int, fill: str, draw: np.ndarray, flip: np.ndarray | None = None
+) -> tuple[Tensor, Tensor]:
     """Per image, the source line that each line shows (``B count``), and whether it lies outside the picture."""
     offset = np.floor(draw * (2 * reach + 1)).astype(np.int64) - reach
     lines = np.arange(count) + offset[:, None]
@@ -226,6 +256,8 @@ def _lines(count: int, reach: int, fill: str, draw: np.ndarray, flip: np.ndarray
         period = 2 * (count - 1)
         lines = np.abs((lines + count - 1) % period - (count - 1))
     lines = np.clip(lines, 0, count - 1)
+    if flip is None:
+        return torch.from_numpy(lines), torch.from_numpy(outside)
     lines = np.where(flip[:, None], lines[:, ::-1], lines)
     outside = np.where(flip[:, None], outside[:, ::-1], outside)
     return torch.from_numpy(lines), torch.from_numpy(outside)

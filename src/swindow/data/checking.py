@@ -1,18 +1,25 @@
-"""Everything that is wrong with a data source, all of it at once: every image is decoded, every label looked at."""
+"""Everything that is wrong with a data source, all of it at once: every image is decoded, every label looked at.
+
+What can be wrong with masks and volumes is in `swindow.data.scene_checking`.
+"""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
-from swindow.data.datasets import take_inventory
+from swindow.data.datasets import Task, take_inventory
 from swindow.data.duplicates import Item, across, same_content
 from swindow.data.inventory import Inventory, Problem
+from swindow.data.layouts import Pair, SceneInventory
+from swindow.data.masks import MaskConfig, SceneError
 from swindow.data.processes import context, start_quietly
+from swindow.data.scene_checking import Examiner, Finding, axis_problem, case_problems, common_problems
+from swindow.data.segmentation import choose_legend, find_scenes
 from swindow.errors import DataError
 from swindow.images import LIMITS, ImageLimits, ImageTooLarge, name_of, read_image
 
@@ -39,7 +46,7 @@ class CheckReport:
     images: dict[str, int]
     """Images of each split, readable or not."""
     classes: dict[str, int]
-    """Images of each class, over all splits."""
+    """Images of each class, over all splits; those that show any of it, where they have masks."""
 
     @property
     def counts(self) -> dict[str, int]:
@@ -64,6 +71,8 @@ def check(
     root: Path | None = None,
     workers: int = 0,
     progress: Watcher | None = None,
+    task: Task = "auto",
+    masks: MaskConfig = MaskConfig(),
 ) -> CheckReport:
     """Decode every image and list every problem: kind, place, and one line with the reason and what to do.
 
@@ -71,9 +80,16 @@ def check(
     ``not-an-image``, ``stray-image``, ``empty-class``, ``one-image-class``, ``class-only-in-val`` (or ``-test``),
     ``label-out-of-range``, ``bad-row``, ``duplicate-across-splits``, ``duplicate-other-label``.
 
+    With masks also: ``missing-mask``, ``missing-image``, ``two-masks``, ``no-masks``, ``mask-size``, ``mask-value``,
+    ``rgb-mask``, ``bad-mask``, ``palette``, ``all-ignore``, ``empty-mask``, ``unused-class``, ``no-classes``,
+    ``no-case``, ``case-across-splits``; with volumes ``axis-order``, ``not-finite`` and ``other-spacing``.
+
     Raises:
         DataError: the source cannot be read at all.
     """
+    scenes = find_scenes(source, task=task)
+    if scenes is not None:
+        return _check_scenes(source, scenes, masks, limits, workers, progress)
     found = take_inventory(source, limits=limits, root=root)
     items = _items(found)
     broken = list(_decode(items, limits, workers, progress))
@@ -99,22 +115,62 @@ def _items(found: Inventory) -> list[Item]:
 def _decode(items: Sequence[Item], limits: ImageLimits, workers: int, progress: Watcher | None) -> Iterator[Problem]:
     """Problems of the files among `items`, each read once; images in memory were read when they were found."""
     names = list(dict.fromkeys(item.name for item in items if item.pixels is None))
+    for problem in _each(partial(_examine, limits=limits), names, workers, progress):
+        if problem is not None:
+            yield problem
+
+
+def _each(
+    examine: Callable[[Any], Any], things: Sequence[Any], workers: int, progress: Watcher | None
+) -> Iterator[Any]:
+    """What `examine` says of each thing, in order; with `workers`, by so many processes."""
     if progress is not None:
-        progress.begin("check", len(names))
+        progress.begin("check", len(things))
     try:
         with ProcessPoolExecutor(workers, context(), start_quietly) if workers else nullcontext() as pool:
-            examine = partial(_examine, limits=limits)
-            results: Iterable[Problem | None] = (
-                pool.map(examine, names, chunksize=16) if pool is not None else map(examine, names)
-            )
-            for problem in results:
+            for result in pool.map(examine, things, chunksize=16) if pool is not None else map(examine, things):
                 if progress is not None:
                     progress.advance()
-                if problem is not None:
-                    yield problem
+                yield result
     finally:
         if progress is not None:
             progress.end()
+
+
+def _check_scenes(
+    source: str | Path,
+    found: SceneInventory,
+    config: MaskConfig,
+    limits: ImageLimits,
+    workers: int,
+    progress: Watcher | None,
+) -> CheckReport:
+    """The same for pictures with masks."""
+    problems = list(found.problems)
+    try:
+        legend, _ = choose_legend(found, config, limits, lenient=True)
+    except DataError as error:
+        legend = None
+        kind = error.kind if isinstance(error, SceneError) else "no-classes"
+        problems.append(Problem(kind, found.root, str(error), fatal=True))
+    pairs = [(split, pair) for split, rows in found.splits.items() for pair in rows]
+    examine = Examiner(legend, found.volumes, config.axis, limits, config.intensity)
+    seen = list(_each(examine, [pair for _, pair in pairs], workers, progress))
+    findings: list[tuple[str, Pair, Finding]] = [(*pair, finding) for pair, finding in zip(pairs, seen, strict=True)]
+    problems += [problem for finding in seen for problem in finding.problems]
+    problems += [*case_problems(found, config), *(axis_problem(found, config.axis, limits) if found.volumes else ())]
+    counts: dict[str, int] = {}
+    if legend is not None:
+        problems += common_problems(findings, legend)
+        counts = {name: sum(place in finding.classes for finding in seen) for place, name in enumerate(legend.names)}
+    unreadable = {problem.path for problem in problems if problem.kind in ("unreadable", "too-large")}
+    items = [Item(split, pair.image, "") for split, pair in pairs if pair.image not in unreadable]
+    return CheckReport(
+        source=name_of(source),
+        problems=(*problems, *_leaks(same_content(items, apart=True))),
+        images={split: len(rows) for split, rows in found.splits.items()},
+        classes=counts,
+    )
 
 
 def _examine(name: str, limits: ImageLimits) -> Problem | None:

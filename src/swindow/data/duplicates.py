@@ -10,7 +10,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from swindow.data.datasets import DataSource
+from swindow.data.labelled import Images
+from swindow.data.scenes import Scenes, file_of
+from swindow.data.sources import DataSource
 
 _TAIL = 4096
 
@@ -43,9 +45,14 @@ def duplicates_across(source: DataSource) -> list[Duplicate]:
 
 def items_of(source: DataSource) -> list[Item]:
     """All images of a source, split by split."""
+    return [item for split, images in source.splits().items() for item in _items(split, images)]
+
+
+def _items(split: str, images: Images | Scenes) -> list[Item]:
+    if isinstance(images, Scenes):  # by file: a volume once
+        return [Item(split, file, "") for file in dict.fromkeys(map(file_of, images.names))]
     return [
         Item(split, name, images.classes[images.labels[place]], None if images.pixels is None else images.pixels[place])
-        for split, images in source.splits().items()
         for place, name in enumerate(images.names)
     ]
 

@@ -2,7 +2,7 @@
 
 import glob
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from swindow.data.folders import is_litter
@@ -11,7 +11,7 @@ from swindow.errors import DataError
 from swindow.images import IMAGE_SUFFIXES, name_of
 
 
-def find_images(inputs: Sequence[str | Path]) -> list[Path]:
+def find_images(inputs: Sequence[str | Path], suffixes: Iterable[str] = IMAGE_SUFFIXES) -> list[Path]:
     """The images that files, folders and patterns name: each once, in the order given, folders in natural order.
 
     A folder gives all images below it, a pattern those it matches (``**`` crosses folders); both go by suffix and leave
@@ -22,7 +22,7 @@ def find_images(inputs: Sequence[str | Path]) -> list[Path]:
     """
     found: dict[str, str] = {}
     for given in inputs:
-        for path in _expanded(str(given)):
+        for path in _expanded(str(given), tuple(suffixes)):
             found.setdefault(same_place(path), path)
     paths = [Path(path) for path in found.values()]
     if not any(path.exists() for path in paths):
@@ -36,7 +36,7 @@ def same_place(path: str | Path) -> str:
     return os.path.abspath(path)  # noqa: PTH100 - resolve() would follow links
 
 
-def _expanded(given: str) -> list[str]:
+def _expanded(given: str, suffixes: tuple[str, ...]) -> list[str]:
     """The paths that one input stands for."""
     if Path(given).is_dir():
         paths = _below(given)
@@ -45,9 +45,9 @@ def _expanded(given: str) -> list[str]:
     else:
         matches = glob.glob(given, recursive=True)  # noqa: PTH207 - Path.glob refuses absolute patterns
         paths = [path for match in matches for path in (_below(match) if Path(match).is_dir() else [match])]
-    images = [path for path in paths if Path(path).suffix.lower() in IMAGE_SUFFIXES]
+    images = [path for path in paths if path.lower().endswith(suffixes)]
     if not images:
-        raise DataError(f"{name_of(given)}: no images; their names must end in {' '.join(sorted(IMAGE_SUFFIXES))}")
+        raise DataError(f"{name_of(given)}: no images; their names must end in {' '.join(sorted(suffixes))}")
     return sorted(images, key=_natural)
 
 

@@ -47,7 +47,7 @@ def _split_folders(root: Path) -> dict[str, Path]:
     are no splits, is a class: ``train`` next to ``bus`` and ``car``.
     """
     splits: dict[str, Path] = {}
-    folders = _subfolders(root)
+    folders = subfolders(root)
     for folder in folders:
         split = SPLIT_NAMES.get(folder.name.lower())
         if split in splits:
@@ -58,12 +58,13 @@ def _split_folders(root: Path) -> dict[str, Path]:
         if split is not None:
             splits[split] = folder
     train = splits.get("train")
-    if train is None or not _subfolders(train) or (len(splits) < len(folders) and _strays(train)):
+    if train is None or not subfolders(train) or (len(splits) < len(folders) and _strays(train)):
         return {POOL: root}
     return splits
 
 
-def _subfolders(folder: Path) -> list[Path]:
+def subfolders(folder: Path) -> list[Path]:
+    """The folders in a folder, sorted, litter left out."""
     try:
         return sorted(path for path in folder.iterdir() if path.is_dir() and not is_litter(path.name))
     except OSError as error:
@@ -83,9 +84,9 @@ def _read_classes(folder: Path, problems: list[Problem], split: str) -> Rows:
     names: list[str] = []
     labels: list[str] = []
     problems += _strays(folder)
-    for class_folder in _subfolders(folder):
+    for class_folder in subfolders(folder):
         before = len(names)
-        for path in _files(class_folder):
+        for path in walk_files(class_folder):
             if os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES:  # noqa: PTH122 - a million Path objects take seconds
                 names.append(path)
             else:
@@ -98,7 +99,7 @@ def _read_classes(folder: Path, problems: list[Problem], split: str) -> Rows:
     return Rows(names, labels)
 
 
-def _files(folder: Path) -> Iterator[str]:
+def walk_files(folder: Path) -> Iterator[str]:
     """Every file below, in sorted order; each folder once, however links lead to it, and never one above."""
     seen = {(status.st_dev, status.st_ino) for status in (parent.stat() for parent in folder.resolve().parents)}
     for here, folders, files in os.walk(folder, followlinks=True):

@@ -1,6 +1,6 @@
 """Batches: the same pixels for the same (seed, epoch, index), whoever reads them and wherever a run was interrupted."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,8 +9,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from swindow.data.augment import Augment
-from swindow.data.datasets import Images
+from swindow.data.joint import JointAugment
+from swindow.data.labelled import Images
 from swindow.data.processes import context, cores, start_quietly
+from swindow.data.scenes import Scenes, file_of
 from swindow.data.seeds import epoch_order, sample_seed, sample_seeds
 from swindow.errors import DataError
 from swindow.images import name_of
@@ -22,7 +24,7 @@ MOST_WORKERS = 8
 
 
 class Batch(NamedTuple):
-    """Images as they are before normalising: uint8 ``B C H W``, int64 labels and indices ``B``."""
+    """Images as they are before normalising: uint8 ``B C H W``, int64 indices ``B`` and labels ``B`` or ``B H W``."""
 
     images: Tensor
     labels: Tensor
@@ -106,6 +108,37 @@ class TrainView:
         )
 
 
+class SceneView:
+    """Training pictures with their masks: (epoch, index) gives one augmented pair, a list of them a batch.
+
+    With ``max_bad=0`` the first that cannot be used ends it; else batches leave such pictures out and say so.
+    """
+
+    def __init__(self, scenes: Scenes, augment: JointAugment, seed: int, max_bad: int = 0) -> None:
+        self.scenes, self.augment, self.seed, self.max_bad = scenes, augment, seed, max_bad
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """uint8 ``C H W`` and int64 ``H W``."""
+        batch = self._batch([key])
+        return batch.images[0], batch.labels[0]
+
+    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> Batch | DataError:
+        return _answer(self._batch, keys)
+
+    def _batch(self, keys: Sequence[tuple[int, int]]) -> Batch:
+        epochs, indices = np.asarray(keys, np.int64).T
+        seeds = sample_seeds(self.seed, epochs, indices).tolist()
+        made = [
+            (lambda index=index, seed=seed: self.augment(*self.scenes.pair(index), seed))
+            for index, seed in zip(indices.tolist(), seeds, strict=True)
+        ]
+        done, kept, bad = _make_each(
+            made, [(self.scenes.names[i], self.scenes.mask_name(i)) for i in indices.tolist()], lenient=self.max_bad > 0
+        )
+        images, labels = (torch.stack(list(part)) for part in zip(*done, strict=True))
+        return Batch(images, labels, torch.from_numpy(indices[kept]), bad)
+
+
 class EvalView:
     """Images as they are judged: no randomness, none left out."""
 
@@ -169,8 +202,8 @@ class Loader:
 
 
 def train_loader(
-    images: Images,
-    augment: Augment,
+    images: Images | Scenes,
+    augment: Augment | JointAugment,
     *,
     batch: int,
     seed: int,
@@ -182,7 +215,13 @@ def train_loader(
 
     ``workers=-1`` decides by the data and the machine.
     """
-    view = TrainView(images, augment, seed, max_bad)
+    view: TrainView | SceneView
+    if isinstance(images, Scenes) and isinstance(augment, JointAugment):
+        view = SceneView(images, augment, seed, max_bad)
+    elif isinstance(images, Images) and isinstance(augment, Augment):
+        view = TrainView(images, augment, seed, max_bad)
+    else:
+        raise TypeError("pictures with masks go with JointAugment, labelled images with Augment")
     return Loader(view, EpochBatches(len(images), batch, seed), _workers(workers, images), pin_memory=pin_memory)
 
 
@@ -195,11 +234,11 @@ def eval_loader(
     return Loader(EvalView(images, preprocess), batches, _workers(workers, images), pin_memory=pin_memory)
 
 
-def _workers(asked: int, images: Images) -> int:
+def _workers(asked: int, images: Images | Scenes) -> int:
     """Images in memory need no help; files get a reader for every core but one."""
     if asked >= 0:
         return asked
-    return 0 if images.pixels is not None else min(cores() - 1, MOST_WORKERS)
+    return 0 if isinstance(images, Images) and images.pixels is not None else min(cores() - 1, MOST_WORKERS)
 
 
 def _answer(make: Any, keys: Sequence[Any]) -> Batch | DataError:
@@ -211,20 +250,29 @@ def _answer(make: Any, keys: Sequence[Any]) -> Batch | DataError:
 
 
 def _read_each(images: Images, indices: np.ndarray, finish: Any, *, lenient: bool) -> Batch:
+    made = [(lambda index=index: finish(images.read(index), index)) for index in indices.tolist()]
+    done, kept, bad = _make_each(made, [(images.names[index],) for index in indices], lenient=lenient)
+    return _labelled(images, torch.stack(done), indices[kept], bad)
+
+
+def _make_each(
+    makers: Sequence[Callable[[], Any]], names: Sequence[Sequence[str]], *, lenient: bool
+) -> tuple[list[Any], list[int], list[str]]:
+    """What can be made, the places of it, and a line for each that cannot, which names a file of it."""
     done, kept, bad = [], [], []
-    for index in indices.tolist():
+    for place, (make, files) in enumerate(zip(makers, names, strict=True)):
         try:
-            done.append(finish(images.read(index), index))
-            kept.append(index)
+            done.append(make())
+            kept.append(place)
         except DataError as error:
-            name = name_of(images.names[index])
-            named = error if name in str(error) else DataError(f"{name}: {error}")
+            named = any(name_of(file_of(file)) in str(error) for file in files)
+            told = error if named else DataError(f"{name_of(files[0])}: {error}")
             if not lenient:
-                raise named from error
-            bad.append(str(named))
+                raise told from error
+            bad.append(str(told))
     if not done:
-        raise DataError(f"not one image of a batch of {len(indices)} can be read; the first: {bad[0]}")
-    return _labelled(images, torch.stack(done), np.asarray(kept), bad)
+        raise DataError(f"not one image of a batch of {len(names)} can be read; the first: {bad[0]}")
+    return done, kept, bad
 
 
 def _labelled(images: Images, pixels: Tensor, indices: np.ndarray, bad: Sequence[str] = ()) -> Batch:

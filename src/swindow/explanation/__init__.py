@@ -1,11 +1,12 @@
-"""Why a Swin sees in a photo what it sees: attention, receptive fields and Grad-CAM, at any image size.
+"""Why a Swin sees in a photo, or at a pixel of it, what it sees: attention, receptive fields and Grad-CAM, at any size.
 
 `explain` walks through the model with its own public parts; nothing is hooked and nothing changed.
 
 * `windows`: window attention stitched back to the token grid; chains of windows followed backwards
 * `tracing`: one image through the model's parts
+* `gathering`: from there to plain arrays; `pixels`: the questions that a segmenter is asked
 * `frame`: maps laid back on the photo's pixels
-* `results`: the arrays; `pictures` and `page`: what `Explanation.save` draws
+* `results`: the arrays; `pictures`, `answers` (a segmenter's) and `page`: what `Explanation.save` draws
 """
 
 import dataclasses
@@ -15,22 +16,21 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy import ndarray
-from torch import Tensor
 
-from swindow.backbones import WindowedBackbone
 from swindow.errors import ConfigError, UnknownName
-from swindow.explanation import windows
 from swindow.explanation.frame import Frame
-from swindow.explanation.results import Explanation, PointMaps, PointStage, StageMaps
-from swindow.explanation.tracing import BlockTrace, ClassMap, grad_cam, trace
-from swindow.explanation.windows import Step
+from swindow.explanation.gathering import array, best, follow, pooled_rollout, stage_maps, unit
+from swindow.explanation.pixels import Question, explain_pixel, frame_of
+from swindow.explanation.results import Explanation, PointMaps, PointStage, Segmented, StageMaps
+from swindow.explanation.tracing import grad_cam, trace, windowed
 from swindow.images import Source, name_of, read_image
-from swindow.inference import evaluating, ready
+from swindow.inference import ReadyModel, evaluating, ready
 from swindow.model import Model
 from swindow.ops.windows import Size
 from swindow.preprocess import Preprocess
+from swindow.shapes import Pixels
 
-__all__ = ["Explanation", "Frame", "PointMaps", "PointStage", "StageMaps", "explain"]
+__all__ = ["Explanation", "Frame", "PointMaps", "PointStage", "Segmented", "StageMaps", "explain"]
 
 InputSize = int | tuple[int, int] | str
 
@@ -42,70 +42,81 @@ def explain(
     point: tuple[int, int] | None = None,
     target: int | str | None = None,
     stage: int = -1,
+    region: bool = False,
     size: InputSize | None = None,
     out: str | Path | None = None,
     device: str = "auto",
 ) -> Explanation:
     """Window attention, a point's receptive field and Grad-CAM for one image, as arrays and, with `out`, as pictures.
 
+    A classifier is asked about its image, a segmenter (UPerNet or U-Net) about one pixel: Grad-CAM is then that of the
+    class's logit at the point. A picture that `swindow predict` would slide a window over is explained in the one
+    window around the point that has the size the model was trained on; `Explanation.segmented` says where that lies.
+
     Args:
         model_or_path: a model, left exactly as it is, or what `swindow.load` takes.
         image: what `swindow.images.read_image` takes.
-        point: the pixel (x, y) of the photo to follow; by default where Grad-CAM is strongest.
-        target: the class that Grad-CAM explains, by name or number; by default the predicted one.
-        stage: the stage whose map Grad-CAM weighs, from 0; negative counts from the end.
+        point: the pixel (x, y) of the photo to follow; by default where Grad-CAM is strongest. Of a segmenter, by
+            default the most confident pixel of the largest connected region of the target.
+        target: the class that Grad-CAM explains, by name or number; by default the predicted one. Of a segmenter, by
+            default the one predicted at the point, and without a point the one that covers most, background aside.
+        stage: the stage whose map Grad-CAM weighs, from 0; negative counts from the end. A U-Net's decoder has none.
+        region: Grad-CAM for all pixels that a segmenter predicts as the target, by the sum of their logits
+            (Vinogradova et al. 2020), in place of the point's alone.
         size: another input size than the model's: a side, (height, width), both also as text (``"480x640"``), or
-            ``"native"`` for the photo's own pixels.
+            ``"native"`` for the photo's own pixels. Where the model keeps pictures' own size, that of the window.
         out: a folder for `Explanation.save`.
         device: ``auto`` is where a model given already is, and for a path the best there is.
 
     Raises:
-        ConfigError: a point that the model does not see, a stage or class that it does not have, or a model that does
-            not say how pixels are prepared.
+        ConfigError: a point that the model does not see, a stage or class that it does not have, a region that is
+            empty or not a segmenter's, or a model that does not say how pixels are prepared.
         DataError: the image cannot be read, or `out` cannot be written.
         CheckpointError: there is no model at the path.
+        MissingExtra: a pixel is to be chosen, and scipy is not installed.
     """
     one = ready(model_or_path, device=device, precision="fp32")
-    photo = read_image(image, channels=one.model.config.in_channels)
-    preprocess = _sized(one.preprocess, size, (photo.shape[1], photo.shape[2]))
-    frame = _frame(preprocess, (photo.shape[1], photo.shape[2]))
-    backbone, strides = _windowed(one.model), one.model.backbone.config.strides
-    wanted, stage = _target(target, one.classes), _stage(stage, len(strides))
-    _check_point(point, frame)
-    with torch.inference_mode(False), evaluating(one.model):
-        images = preprocess(photo)[None].to(next(one.model.parameters()))
-        cam = grad_cam(one.model, images, wanted, stage)
-        x, y = _peak(_array(cam.heat), frame, strides[stage]) if point is None else point
-        tokens = [frame.token(x, y, stride) for stride in strides]
-        traces = trace(backbone, images, tokens)
-        explanation = Explanation(
-            name=name_of(image),
-            photo=photo.permute(1, 2, 0).numpy(),
-            frame=frame,
-            prediction=_best(cam, one.classes, 5),
-            target=one.classes[cam.target],
-            probability=float(cam.logits.softmax(0)[cam.target]),
-            gradcam=_unit(frame.lay(_array(cam.heat), strides[stage])),
-            gradcam_stage=stage,
-            rollout=_pooled_rollout(traces),
-            stages=tuple(map(_stage_maps, traces, strides)),
-            point=PointMaps(x=x, y=y, chosen=point is not None, stages=_follow(traces, tokens)),
+    photo = read_image(image, channels=one.model.config.in_channels, intensity=one.preprocess.intensity)
+    size_of_photo = (photo.shape[1], photo.shape[2])
+    one = dataclasses.replace(one, preprocess=_sized(one.preprocess, size, size_of_photo))
+    stages = len(windowed(one.model).config.depths)
+    asked = Question(point, _target(target, one.classes), _stage(stage, stages), region)
+    _check_point(point, frame_of(one.preprocess, size_of_photo))
+    if region and one.model.task != "segment":
+        raise ConfigError(
+            f"region asks about pixels, and {one.model.config.name} classifies whole images; leave it out"
         )
+    explain_one = explain_pixel if one.model.task == "segment" else _explain_class
+    with torch.inference_mode(False):
+        explanation = explain_one(one, photo, name_of(image), asked)
     if out is not None:
         explanation.save(out)
     return explanation
 
 
-def _windowed(model: Model) -> WindowedBackbone:
-    """The model's backbone, whose window attention there is to explain.
-
-    Raises:
-        ConfigError: it has none.
-    """
-    body = model.backbone
-    if not isinstance(body, WindowedBackbone) or not all(hasattr(block, "attn") for block in body.blocks()):
-        raise ConfigError(f"{model.config.name} has no window attention to explain; explain takes Swin and Swin V2")
-    return body
+def _explain_class(one: ReadyModel, photo: Pixels, name: str, asked: Question) -> Explanation:
+    """For a classifier: the class of the whole image."""
+    frame, strides = frame_of(one.preprocess, (photo.shape[1], photo.shape[2])), windowed(one.model).config.strides
+    with evaluating(one.model):
+        images = one.preprocess(photo)[None].to(next(one.model.parameters()))
+        cam = grad_cam(one.model, images, asked.target, asked.stage)
+        x, y = asked.point or _peak(array(cam.heat), frame, strides[asked.stage])
+        tokens = [frame.token(x, y, stride) for stride in strides]
+        traces = trace(windowed(one.model), images, tokens)
+    shares = cam.logits.float().softmax(0)
+    return Explanation(
+        name=name,
+        photo=photo.permute(1, 2, 0).numpy(),
+        frame=frame,
+        prediction=best(shares, one.classes, 5),
+        target=one.classes[cam.target],
+        probability=float(shares[cam.target]),
+        gradcam=unit(frame.lay(array(cam.heat), strides[asked.stage])),
+        gradcam_stage=asked.stage,
+        rollout=pooled_rollout(traces),
+        stages=tuple(map(stage_maps, traces, strides)),
+        point=PointMaps(x=x, y=y, chosen=asked.point is not None, stages=follow(traces, tokens)),
+    )
 
 
 def _sized(preprocess: Preprocess, size: InputSize | None, photo: Size) -> Preprocess:
@@ -121,11 +132,6 @@ def _sized(preprocess: Preprocess, size: InputSize | None, photo: Size) -> Prepr
         case int(height), int(width):
             return dataclasses.replace(preprocess, size=(height, width))
     raise ConfigError(f"size {size!r} is not a side in pixels, a height and width such as 480x640, or 'native'")
-
-
-def _frame(preprocess: Preprocess, photo: Size) -> Frame:
-    top, left, height, width = preprocess.region(*photo)
-    return Frame(photo=photo, region=(float(top), float(left), float(height), float(width)), input=preprocess.size)
 
 
 def _target(target: int | str | None, classes: tuple[str, ...]) -> int | None:
@@ -155,18 +161,9 @@ def _check_point(point: tuple[int, int] | None, frame: Frame) -> None:
         rows, columns = np.flatnonzero(seen.any(1)), np.flatnonzero(seen.any(0))
         raise ConfigError(
             f"point ({x}, {y}) is not in what the model sees of this photo; "
-            f"give x from {columns[0]} to {columns[-1]} and y from {rows[0]} to {rows[-1]}, or size='native' to see all"
+            f"give x from {columns[0]} to {columns[-1]} and y from {rows[0]} to {rows[-1]}"
+            + ("" if seen.all() else ", or size='native' to see all")
         )
-
-
-def _best(cam: ClassMap, classes: tuple[str, ...], most: int) -> tuple[tuple[str, float], ...]:
-    values, indices = cam.logits.float().softmax(0).topk(min(most, len(classes)))
-    return tuple((classes[index], value) for value, index in zip(values.tolist(), indices.tolist(), strict=True))
-
-
-def _unit(heat: ndarray) -> ndarray:
-    """Scaled so that the highest is 1; a map of zeros stays one."""
-    return heat / heat.max() if heat.max() > 0 else heat
 
 
 def _peak(heat: ndarray, frame: Frame, stride: int) -> tuple[int, int]:
@@ -174,47 +171,3 @@ def _peak(heat: ndarray, frame: Frame, stride: int) -> tuple[int, int]:
     place = int(heat.argmax()) if heat.max() > 0 else heat.shape[0] // 2 * heat.shape[1] + heat.shape[1] // 2
     row, column = divmod(place, heat.shape[1])
     return frame.pixel((row, column), stride)
-
-
-def _stage_maps(blocks: list[BlockTrace], stride: int) -> StageMaps:
-    return StageMaps(
-        stride=stride,
-        window=blocks[0].step.layout.window,
-        shifts=tuple(block.step.layout.shift for block in blocks),
-        received=tuple(_array(block.received) for block in blocks),
-        padding=tuple(_array(block.padding) for block in blocks),
-    )
-
-
-def _pooled_rollout(traces: list[list[BlockTrace]]) -> ndarray:
-    """Roll-out of what a classifier reads: the mean of the last stage's tokens."""
-    layout, weights = traces[-1][-1].step
-    uniform = weights.new_full(layout.grid, 1 / (layout.grid[0] * layout.grid[1]))
-    return _array(windows.rollout(uniform, _steps(traces)))
-
-
-def _follow(traces: list[list[BlockTrace]], tokens: list[Size]) -> tuple[PointStage, ...]:
-    return tuple(_point_stage(traces[: stage + 1], token) for stage, token in enumerate(tokens))
-
-
-def _point_stage(traces: list[list[BlockTrace]], token: Size) -> PointStage:
-    """A token of the last of these stages, followed back through all of them."""
-    layout, weights = traces[-1][-1].step
-    vector = windows.one_hot(layout.grid, token, weights)
-    layouts = [[block.step.layout for block in stage] for stage in traces]
-    return PointStage(
-        token=token,
-        attention=tuple(_array(block.given) for block in traces[-1]),
-        padding=tuple(_array(block.given_padding) for block in traces[-1]),
-        views=tuple(block.view.numpy() for block in traces[-1]),
-        rollout=_array(windows.rollout(vector, _steps(traces))),
-        reach=windows.receptive_field(vector.cpu() > 0, layouts).numpy(),
-    )
-
-
-def _steps(traces: list[list[BlockTrace]]) -> list[list[Step]]:
-    return [[block.step for block in stage] for stage in traces]
-
-
-def _array(x: Tensor) -> ndarray:
-    return x.float().cpu().numpy()

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 COLORMAP = "inferno"
 OUTLINE, SHADOW = "#35d6ff", "#00000099"
 DPI = 110
-WIDTH, EDGE, GAP, BAR, HEADER, LABEL, KEY = 10.0, 0.18, 0.14, 1.05, 0.72, 0.26, 0.4  # inches
+LARGE = 960  # longest side of a photo that has room, in pixels
+EVIDENCE = ((0.0, "none"), (0.5, ""), (1.0, "strongest"))  # ticks for heat without a unit
+WIDTH, EDGE, GAP, BAR, HEADER, LABEL, KEY, LINE = 10.0, 0.18, 0.14, 1.05, 0.72, 0.26, 0.4, 0.24  # inches
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,9 +65,9 @@ class Picture:
     panels: tuple[Panel | None, ...]
     columns: int
     bar: tuple[tuple[float, str], ...]
-    """Ticks of the colour bar: a position in 0..1 and a text each."""
+    """Ticks of the colour bar: a position in 0..1 and a text each; without any there is no bar."""
     key: tuple[tuple[str, str], ...]
-    """Marks explained: ``point``, ``box`` or ``unseen`` and a text each."""
+    """Marks explained: ``point``, ``box``, ``unseen`` or a colour such as ``#c8471f``, and a text each."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -134,7 +136,8 @@ def figure(picture: Picture, theme: Theme) -> "Figure":
     width = min((WIDTH - 2 * EDGE - BAR - (columns - 1) * GAP) / columns, 5.2)
     height = width * min(max(shape[0] / shape[1], 0.4), 1.6)
     block = rows * (height + LABEL + GAP) - GAP
-    tall = HEADER + block + (KEY if picture.key else 0) + EDGE
+    lines = _lines(picture.key)
+    tall = HEADER + block + (KEY + LINE * (len(lines) - 1) if lines else 0) + EDGE
     out = Figure(figsize=(WIDTH, tall), dpi=DPI, facecolor=theme.paper)
     page = out.add_axes((0, 0, 1, 1))  # one for all, in inches from the top left: each more would cost 20 ms
     for index, panel in enumerate(picture.panels):
@@ -144,10 +147,12 @@ def figure(picture: Picture, theme: Theme) -> "Figure":
             _panel(page, panel, (top, EDGE + column * (width + GAP), height, width), theme)
     length = min(block - LABEL, 3.6)
     top = HEADER + LABEL + (block - LABEL - length) / 2
-    _bar(page, picture, (top, EDGE + columns * (width + GAP) + 0.04, length, 0.16), theme)
+    if picture.bar:
+        _bar(page, picture, (top, EDGE + columns * (width + GAP) + 0.04, length, 0.16), theme)
     _text(page, EDGE, 0.14, picture.title, size=14, weight="bold", va="top", color=theme.ink)
     _text(page, EDGE, 0.44, picture.subtitle, size=9.5, va="top", color=theme.faint)
-    _key(page, picture, tall - 0.3, theme)
+    for number, line in enumerate(reversed(lines)):
+        _key(page, line, tall - 0.3 - LINE * number, theme)
     page.set(xlim=(0, WIDTH), ylim=(tall, 0))
     page.set_axis_off()
     return out
@@ -193,23 +198,42 @@ def _bar(page: "Axes", picture: Picture, place: Box, theme: Theme) -> None:
         _text(page, right + 0.08, y, text, size=8.5, va="center", color=theme.ink)
 
 
-def _key(page: "Axes", picture: Picture, y: float, theme: Theme) -> None:
-    x = EDGE
-    for mark, text in picture.key:
+def _lines(key: tuple[tuple[str, str], ...]) -> list[list[tuple[str, str, float]]]:
+    """Marks and their texts in lines that fit the page, each with its place from the left."""
+    lines: list[list[tuple[str, str, float]]] = []
+    x = WIDTH
+    for mark, text in key:
+        wide = 0.75 + 0.075 * len(text)
+        if x + wide > WIDTH:
+            lines.append([])
+            x = EDGE
+        lines[-1].append((mark, text, x))
+        x += wide
+    return lines
+
+
+def _key(page: "Axes", line: list[tuple[str, str, float]], y: float, theme: Theme) -> None:
+    for mark, text, x in line:
         if mark == "point":
             _ring(page, x + 0.15, y, theme.ink, 1.6)
         elif mark == "box":
             page.plot([x, x + 0.3], [y, y], color=OUTLINE, lw=2.2)
-        else:
+        elif mark == "unseen":
             _image(page, _swatch(), (y - 0.06, x, 0.12, 0.3))
+        else:
+            _image(page, _plain_swatch(mark), (y - 0.06, x, 0.12, 0.3))
+            _frame(page, (y - 0.06, x, 0.12, 0.3), theme.faint, 0.5)
         _text(page, x + 0.4, y, text, size=9, va="center", color=theme.ink)
-        x += 0.75 + 0.075 * len(text)
 
 
 def _swatch() -> ndarray:
     """A sample of the stripes over what was not seen."""
     rows, columns = np.indices((24, 60))
     return (0.5 + 0.1 * ((rows + columns) // 4 % 2))[:, :, None].repeat(3, 2)
+
+
+def _plain_swatch(colour: str) -> ndarray:
+    return np.full((24, 60, 3), [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)])
 
 
 def _image(page: "Axes", pixels: ndarray, place: Box) -> None:

@@ -12,8 +12,9 @@ from PIL import Image
 
 from swindow.errors import DataError, require
 from swindow.explanation.canvas import DARK, DPI, HEADER, LIGHT, Picture, figure
-from swindow.explanation.pictures import percent, pictures
-from swindow.explanation.results import Explanation
+from swindow.explanation.marks import percent, place_in_picture
+from swindow.explanation.pictures import pictures
+from swindow.explanation.results import Explanation, Segmented
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -76,7 +77,7 @@ def _page(e: Explanation, shown: list[Picture], drawings: Drawings) -> str:
 <p>{_facts(e)}</p>
 </header>
 <section class="top">
-<div><h2>Prediction</h2>{_bars(e)}</div>
+<div><h2>{"Prediction" if e.segmented is None else f"Prediction at {place_in_picture(e)}"}</h2>{_bars(e)}</div>
 <div><h2>Stages</h2>{_table(e)}</div>
 </section>
 {first}
@@ -111,6 +112,8 @@ def _data(pixels: Image.Image) -> str:
 
 
 def _facts(e: Explanation) -> str:
+    if e.segmented is not None:
+        return _facts_of_pixel(e, e.segmented)
     (height, width), (rows, columns) = e.frame.photo, e.frame.input
     x, y = e.point.x, e.point.y
     seen = float(e.frame.seen().mean())
@@ -119,6 +122,29 @@ def _facts(e: Explanation) -> str:
     return (
         f"The photo has {width} × {height} pixels. The model saw {part}, as {columns} × {rows} pixels. "
         f"The point followed below is ({x}, {y}), {how}."
+    )
+
+
+def _facts_of_pixel(e: Explanation, answer: Segmented) -> str:
+    (height, width), (tall, wide), (rows, columns) = answer.picture, e.frame.photo, e.frame.input
+    part = (
+        f"That is too much to be seen at once: the model saw the window of {wide} × {tall} pixels that begins at "
+        f"{answer.origin}, around the pixel, as"
+        if answer.windowed
+        else "The model saw all of it, as"
+    )
+    target, pixel = f"“{html.escape(e.target)}”", f"the pixel {place_in_picture(e)}"
+    region = f"the largest region of {target}" + (" in the whole picture" if answer.windowed else "")
+    how = f"the most confident one of {region}"
+    if e.point.chosen:
+        how = "as chosen"
+    elif not answer.windowed and answer.classes.index(e.target) not in answer.mask:
+        how = f"where {target}, which is predicted nowhere, is most probable"
+    asked = (
+        f"all pixels predicted as {target}; attention is that of {pixel}" if answer.region else f"{target} at {pixel}"
+    )
+    return (
+        f"The picture has {width} × {height} pixels. {part} {columns} × {rows} pixels. Explained below: {asked}, {how}."
     )
 
 
@@ -134,11 +160,13 @@ def _bars(e: Explanation) -> str:
 
 
 def _table(e: Explanation) -> str:
+    named = [*((str(number), stage) for number, stage in enumerate(e.stages, start=1))]
+    named += [(f"decoder {number}", stage) for number, stage in enumerate(e.decoder, start=1)]
     rows = "".join(
-        f"<tr><td>{index + 1}</td><td>{stage.grid[1]} × {stage.grid[0]}</td><td>{stage.window[1]} × {stage.window[0]}"
+        f"<tr><td>{name}</td><td>{stage.grid[1]} × {stage.grid[0]}</td><td>{stage.window[1]} × {stage.window[0]}"
         f"</td><td>{len(stage.received)}</td><td>{len(stage.received[0])}</td>"
         f"<td>{100 * sum(share.mean() for share in stage.padding) / len(stage.padding):.1f} %</td></tr>"
-        for index, stage in enumerate(e.stages)
+        for name, stage in named
     )
     names = ("stage", "tokens", "window", "blocks", "heads", "padding share")
     return f"<table><tr>{''.join(f'<th>{name}</th>' for name in names)}</tr>{rows}</table>"

@@ -6,51 +6,72 @@ so that a photo left bare means attention without preference.
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy import ndarray
-from PIL import Image
 
-from swindow.explanation.canvas import Canvas, Panel, Picture, canvas
-from swindow.explanation.results import Explanation, StageMaps
+from swindow.explanation.answers import prediction, why
+from swindow.explanation.canvas import EVIDENCE, LARGE, Canvas, Panel, Picture, canvas
+from swindow.explanation.marks import percent, place, point_mark, resized, shortened, subject
+from swindow.explanation.results import Explanation, PointStage, StageMaps
 
 Board = Callable[[int], Canvas]
 
-LARGE, SMALL = 960, 400
-POINT, WINDOW = ("point", "the chosen point"), ("box", "the tokens that it sees")
+SMALL = 400
+WINDOW = ("box", "the tokens that it sees")
 UNSEEN = ("unseen", "not seen by the model")
 KINDS = ("regular windows", "shifted windows")
+POOLED = " The head then joins all stages and pools over the whole map, so that everything can reach the pixel."
+
+
+class Shown(NamedTuple):
+    """A stage of the backbone or of a U-Net's decoder, by its name."""
+
+    name: str
+    maps: StageMaps
+    followed: PointStage
 
 
 def pictures(e: Explanation) -> list[Picture]:
     """All pictures of an explanation, the most telling first."""
     board = functools.cache(lambda longest: canvas(e.photo, e.frame, longest))
+    encoder = _shown("stage", e.stages, e.point.stages)
+    decoder = _shown("decoder", e.decoder, e.point.decoder)
+    parts = [(part, suffix) for part, suffix in ((encoder, ""), (decoder, "-decoder")) if part]
     return [
-        _gradcam(e, board),
+        *([] if e.segmented is None else [prediction(e, e.segmented, board)]),
+        *([_gradcam(e, board)] if e.segmented is None else why(e, e.segmented, board)),
         _rollout(e, board),
-        _point(e, board),
-        _point_heads(e, board),
-        _receptive_field(e, board),
-        _stages(e, board),
-        *(_heads(e, stage, board) for stage in range(len(e.stages))),
+        *(_point(e, part, suffix, board) for part, suffix in parts),
+        *(_point_heads(e, part[-1], suffix, board) for part, suffix in parts),
+        _receptive_field(e, encoder + decoder, board),
+        *(_stages(e, part, suffix, board) for part, suffix in parts),
+        *(_heads(e, shown, board) for shown in encoder + decoder),
     ]
+
+
+def _shown(kind: str, stages: Sequence[StageMaps], followed: Sequence[PointStage]) -> list[Shown]:
+    pairs = zip(stages, followed, strict=True)
+    return [Shown(f"{kind} {number}", maps, point) for number, (maps, point) in enumerate(pairs, start=1)]
 
 
 def _gradcam(e: Explanation, board: Board) -> Picture:
     large, target = board(LARGE), shortened(e.target)
+    stage = f"the map of stage {e.gradcam_stage + 1}"
     nothing = "" if e.gradcam.any() else "; nothing in this map speaks for the class"
     return Picture(
         name="gradcam",
         title=f"Grad-CAM for “{target}”",
-        subtitle=f"probability {percent(e.probability)}, evidence in the map of stage {e.gradcam_stage + 1}{nothing}",
-        meaning=f"Where the model found evidence for “{target}”: the map of stage {e.gradcam_stage + 1}, each of its "
+        subtitle=f"probability {percent(e.probability)}, evidence in {stage}{nothing}",
+        meaning=f"Where the model found evidence for “{target}”: {stage}, each of its "
         "channels weighed by how much it raises that class.",
         panels=(
             Panel(pixels=large.plain(), caption="photo"),
-            Panel(pixels=large.overlay(_resized(e.gradcam, large)), caption="evidence"),
+            Panel(pixels=large.overlay(resized(e.gradcam, large)), caption="evidence"),
         ),
         columns=2,
-        bar=((0.0, "none"), (0.5, ""), (1.0, "strongest")),
+        bar=EVIDENCE,
         key=_unseen(e),
     )
 
@@ -58,56 +79,62 @@ def _gradcam(e: Explanation, board: Board) -> Picture:
 def _rollout(e: Explanation, board: Board) -> Picture:
     large, shares = board(LARGE), e.rollout * e.rollout.size
     top = _top([shares], least=1.25)  # a mean over all tokens is smooth
+    end = "decoder" if e.decoder else "encoder"
+    made = "the mean of the final tokens" if e.segmented is None else f"the pixel's token at the {end}'s end"
+    features = "the final features" if e.segmented is None else f"the pixel's features at the end of the {end}"
+    ways = "windows, residual connections and merging"
+    ways = f"{ways}, and half by half through every join of the decoder" if e.decoder else ways
+    point = None if e.segmented is None else place(e, large)
     return Picture(
         name="rollout",
         title="Attention roll-out",
-        subtitle="each patch's share in the mean of the final tokens; 1 × is an even share",
-        meaning="From which patches the final features are made, going by attention alone: the weights of all blocks, "
-        "followed backwards through windows, residual connections and merging. It knows no class.",
+        subtitle=f"each patch's share in {made}; 1 × is an even share",
+        meaning=f"From which patches {features} are made, going by attention alone: the weights of all blocks, "
+        f"followed backwards through {ways}. It knows no class.",
         panels=(
-            Panel(pixels=large.plain(), caption="photo"),
-            Panel(pixels=_above(shares, top, large, e.stages[0]), caption="roll-out"),
+            Panel(pixels=large.plain(), caption="photo", point=point),
+            Panel(pixels=_above(shares, top, large, e.stages[0]), caption="roll-out", point=point),
         ),
         columns=2,
         bar=_ticks(top),
-        key=_unseen(e),
+        key=_unseen(e) if point is None else (point_mark(e), *_unseen(e)),
     )
 
 
-def _stages(e: Explanation, board: Board) -> Picture:
-    means = [[_mean_received(maps, kind) for maps in e.stages] for kind in (0, 1)]
+def _stages(e: Explanation, part: list[Shown], suffix: str, board: Board) -> Picture:
+    means = [[_mean_received(shown.maps, kind) for shown in part] for kind in (0, 1)]
     means = [row for row in means if any(heat is not None for heat in row)]
     top = _top([heat for row in means for heat in row if heat is not None])
     return Picture(
-        name="stages",
-        title="Attention received, stage by stage",
+        name=f"stages{suffix}",
+        title="Attention received, stage by stage" + (" of the decoder" if suffix else ""),
         subtitle="mean over heads and blocks; 1 × is an even share"
-        + _padding_note([share for maps in e.stages for share in maps.padding]),
+        + _padding_note([share for shown in part for share in shown.maps.padding]),
         meaning="How much each token is looked at by those that can see it, mean over heads and blocks: in regular "
         "windows and, below, in shifted ones.",
         panels=tuple(
             None
             if heat is None
-            else Panel(pixels=_above(heat, top, board(SMALL), maps), caption=f"stage {index + 1} · {kind}")
+            else Panel(pixels=_above(heat, top, board(SMALL), shown.maps), caption=f"{shown.name} · {kind}")
             for kind, row in zip(KINDS, means, strict=False)
-            for index, (maps, heat) in enumerate(zip(e.stages, row, strict=True))
+            for shown, heat in zip(part, row, strict=True)
         ),
-        columns=len(e.stages),
+        columns=len(part),
         bar=_ticks(top),
         key=_unseen(e),
     )
 
 
-def _heads(e: Explanation, stage: int, board: Board) -> Picture:
-    maps = e.stages[stage]
+def _heads(e: Explanation, shown: Shown, board: Board) -> Picture:
+    maps = shown.maps
     received, kind = maps.received[-1], KINDS[any(maps.shifts[-1])]
     top = _top(list(received))
     return Picture(
-        name=f"heads-stage{stage + 1}",
-        title=f"Attention received, head by head: stage {stage + 1}, block {len(maps.received)}",
+        name=f"heads-{shown.name.replace(' ', '')}",
+        title=f"Attention received, head by head: {shown.name}, block {len(maps.received)}",
         subtitle=f"{kind} of {maps.window[0]} × {maps.window[1]} tokens; 1 × is an even share"
         + _padding_note([maps.padding[-1]]),
-        meaning=f"What each head of the last block of stage {stage + 1} looks at.",
+        meaning=f"What each head of the last block of {shown.name} looks at.",
         panels=tuple(
             Panel(pixels=_above(heat, top, board(SMALL), maps), caption=f"head {head + 1}")
             for head, heat in enumerate(received)
@@ -118,77 +145,81 @@ def _heads(e: Explanation, stage: int, board: Board) -> Picture:
     )
 
 
-def _point(e: Explanation, board: Board) -> Picture:
-    shown = [_last_blocks(maps) for maps in e.stages]
-    kinds = [kind for kind in (0, 1) if any(pair[kind] is not None for pair in shown)]
+def _point(e: Explanation, part: list[Shown], suffix: str, board: Board) -> Picture:
+    last = [_last_blocks(shown.maps) for shown in part]
+    kinds = [kind for kind in (0, 1) if any(pair[kind] is not None for pair in last)]
     return Picture(
-        name="point",
-        title="What the chosen point attends to",
+        name=f"point{suffix}",
+        title=f"What the {subject(e)} attends to" + (" in the decoder" if suffix else ""),
         subtitle="mean over heads; bare photo: an even share or less; brightest: each panel's maximum, if 2 × or more",
         meaning="The weights that the point's token gives to each token of its window, in the last regular and the "
         "last shifted block of each stage. Every panel is enlarged around the window; a coloured square is a token.",
         panels=tuple(
-            None if (block := shown[stage][kind]) is None else _window_panel(e, board(2 * LARGE), stage, block)
+            None if (block := pair[kind]) is None else _window_panel(e, board(2 * LARGE), shown, block)
             for kind in kinds
-            for stage in range(len(e.stages))
+            for shown, pair in zip(part, last, strict=True)
         ),
-        columns=len(e.stages),
+        columns=len(part),
         bar=((0.0, "≤ 1 ×"), (1.0, "maximum")),
-        key=(POINT, WINDOW),
+        key=(point_mark(e), WINDOW),
     )
 
 
-def _point_heads(e: Explanation, board: Board) -> Picture:
-    small, maps, followed = board(SMALL), e.stages[-1], e.point.stages[-1]
+def _point_heads(e: Explanation, shown: Shown, suffix: str, board: Board) -> Picture:
+    small, maps, followed = board(SMALL), shown.maps, shown.followed
     view = followed.views[-1]
     shares = [heat * view.sum() for heat in followed.attention[-1]]
     return Picture(
-        name="point-heads",
-        title=f"The chosen point, head by head: stage {len(e.stages)}, block {len(maps.received)}",
+        name=f"point-heads{suffix}",
+        title=f"The {subject(e)}, head by head: {shown.name}, block {len(maps.received)}",
         subtitle="what each head of the point's token attends to; brightest: each panel's maximum, if 2 × or more"
         + _padding_note([followed.padding[-1]]),
-        meaning=f"The same for every head of the last block of stage {len(e.stages)}: heads look for different things.",
+        meaning=f"The same for every head of the last block of {shown.name}: heads look for different things.",
         panels=tuple(
             Panel(
                 pixels=_above(share, max(2.0, float(share.max())), small, maps),
                 caption=f"head {head + 1} · up to {share.max():.1f} ×",
                 box=small.frame.box(view, maps.stride),
-                point=_place(e, small),
+                point=place(e, small),
             )
             for head, share in enumerate(shares)
         ),
         columns=_columns(len(shares)),
         bar=((0.0, "≤ 1 ×"), (1.0, "maximum")),
-        key=(POINT, WINDOW, *_unseen(e)),
+        key=(point_mark(e), WINDOW, *_unseen(e)),
     )
 
 
-def _receptive_field(e: Explanation, board: Board) -> Picture:
+def _receptive_field(e: Explanation, part: list[Shown], board: Board) -> Picture:
     large, patch = board(LARGE), e.stages[0].stride
+    around = e.segmented is not None and not e.decoder
+    can_reach = "can reach it" if e.decoder else "of the input can reach it"  # small panels, four in a row
     return Picture(
         name="receptive-field",
-        title="How the point's receptive field grows",
+        title="How the point's receptive field grows"
+        if e.segmented is None
+        else "How the pixel's receptive field grows",
         subtitle="roll-out of the point's token by the end of each stage; every panel has its own maximum",
         meaning="Colour: from which patches the point's token is made by the end of each stage, going by attention. "
-        "Outline: all that can reach it at all, whatever the weights.",
+        "Outline: all that can reach it at all, whatever the weights." + (POOLED if around else ""),
         panels=tuple(
             Panel(
-                pixels=large.overlay(large.frame.lay(_bright(followed.rollout), patch)),
-                caption=f"after stage {stage + 1} · {100 * followed.reach.mean():.0f} % of the input can reach it",
-                box=large.frame.box(followed.reach, patch),
-                point=_place(e, large),
+                pixels=large.overlay(large.frame.lay(_bright(shown.followed.rollout), patch)),
+                caption=f"after {shown.name} · {100 * shown.followed.reach.mean():.0f} % {can_reach}",
+                box=large.frame.box(shown.followed.reach, patch),
+                point=place(e, large),
             )
-            for stage, followed in enumerate(e.point.stages)
+            for shown in part
         ),
-        columns=len(e.stages) if len(e.stages) < 4 else 2,
+        columns=len(e.stages) if e.decoder or len(part) < 4 else 2,
         bar=((0.0, "0"), (1.0, "maximum")),
-        key=(POINT, ("box", "all that can reach it"), *_unseen(e)),
+        key=(point_mark(e), ("box", "all that can reach it"), *_unseen(e)),
     )
 
 
-def _window_panel(e: Explanation, large: Canvas, stage: int, block: int) -> Panel:
+def _window_panel(e: Explanation, large: Canvas, shown: Shown, block: int) -> Panel:
     """The photo around the point's window, each token's cell in one colour."""
-    maps, followed = e.stages[stage], e.point.stages[stage]
+    maps, followed = shown.maps, shown.followed
     view = followed.views[block]
     share = followed.attention[block].mean(0) * view.sum()
     box = large.frame.box(view, maps.stride)
@@ -197,9 +228,9 @@ def _window_panel(e: Explanation, large: Canvas, stage: int, block: int) -> Pane
     kind = ("regular", "shifted")[any(maps.shifts[block])]
     return Panel(
         pixels=near.overlay(near.frame.cells(_excess(share, max(2.0, float(share.max()))), maps.stride)),
-        caption=f"stage {stage + 1} · {kind} · up to {share.max():.1f} ×",
+        caption=f"{shown.name} · {kind} · up to {share.max():.1f} ×",
         box=box,
-        point=_place(e, large),
+        point=place(e, large),
         origin=origin,
     )
 
@@ -243,18 +274,6 @@ def _last_blocks(maps: StageMaps) -> tuple[int | None, int | None]:
     return last[0], last[1]
 
 
-def _place(e: Explanation, on: Canvas) -> tuple[float, float]:
-    """The middle of the point's pixel on the canvas."""
-    down, across = (new / old for new, old in zip(on.frame.photo, e.frame.photo, strict=True))
-    return (e.point.x + 0.5) * across, (e.point.y + 0.5) * down
-
-
-def _resized(heat: ndarray, on: Canvas) -> ndarray:
-    """A map on the photo's pixels, at the canvas's size."""
-    height, width = on.frame.photo
-    return np.asarray(Image.fromarray(heat).resize((width, height), Image.Resampling.BILINEAR))
-
-
 def _columns(heads: int) -> int:
     """Columns for a grid of heads: the widest of a few that leaves no gap."""
     return next((columns for columns in (6, 8, 5, 4) if heads % columns == 0), min(heads, 6))
@@ -267,13 +286,3 @@ def _padding_note(shares: Sequence[ndarray]) -> str:
 
 def _unseen(e: Explanation) -> tuple[tuple[str, str], ...]:
     return () if e.frame.seen().all() else (UNSEEN,)
-
-
-def percent(value: float) -> str:
-    """A share for people."""
-    return f"{100 * value:.1f} %" if value >= 0.001 else "< 0.1 %"
-
-
-def shortened(text: str, most: int = 40) -> str:
-    """A class name that fits a title."""
-    return text if len(text) <= most else f"{text[: most - 1]}…"

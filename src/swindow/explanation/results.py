@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Integer, UInt8
 from numpy import ndarray
 
 from swindow.explanation.frame import Frame
@@ -57,22 +57,52 @@ class PointMaps:
     x: int
     y: int
     chosen: bool
-    """False when nobody chose it and it is where Grad-CAM is strongest."""
+    """False when nobody chose it: where Grad-CAM is strongest; of a segmenter, see `explain`."""
     stages: tuple[PointStage, ...]
+    decoder: tuple[PointStage, ...] = ()
+    """The same on its way through a U-Net's decoder, coarsest first."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Segmented:
+    """What a segmenter answers, and where the explained photo lies in the picture that was given."""
+
+    mask: Integer[ndarray, "h w"]
+    """The class of each pixel of the photo, an index of `classes`."""
+    classes: tuple[str, ...]
+    colours: tuple[tuple[int, int, int], ...]
+    """Red, green and blue of each class, for pictures."""
+    region: bool
+    """Whether Grad-CAM explains all pixels of the photo that are predicted as the target, not the point alone."""
+    picture: Size
+    """Height and width of the picture given."""
+    origin: tuple[int, int]
+    """Where the photo begins in it, x and y: not (0, 0) where the picture is large and only a window was explained."""
+    hirescam: tuple[Float[ndarray, "h w"], ...]
+    """For each stage how much each pixel of the photo speaks for the class, every place by its own gradients where
+    Grad-CAM has one weight for a channel's whole map (HiResCAM; Draelos & Carin 2020); 1 the most."""
+
+    @property
+    def windowed(self) -> bool:
+        """Whether the photo is only a window of the picture."""
+        return self.picture != self.mask.shape
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Explanation:
-    """Why a model sees in a photo what it sees; `save` draws it. Stages count from 0 here and from 1 in pictures."""
+    """Why a model sees in a photo what it sees; `save` draws it. Stages count from 0 here and from 1 in pictures.
+
+    Of a segmenter it is about one pixel, `point`, and the photo may be a window of a larger picture: see `segmented`.
+    """
 
     name: str
-    """What the photo is called."""
+    """What the picture is called."""
     photo: UInt8[ndarray, "h w C"]
     """The photo as read, before preprocessing."""
     frame: Frame
     """Where the model's input lies on the photo; `frame.seen()` is the part of the photo that it saw."""
     prediction: tuple[tuple[str, float], ...]
-    """Up to five classes and their probabilities, best first."""
+    """Up to five classes and their probabilities, best first; of a segmenter, those of the point."""
     target: str
     """The class that Grad-CAM explains."""
     probability: float
@@ -82,11 +112,16 @@ class Explanation:
     gradcam_stage: int
     """The stage whose map Grad-CAM weighs."""
     rollout: Float[ndarray, "P Q"]
-    """From which patches the mean of the last stage's tokens is made, by attention roll-out; sums to 1."""
+    """From which patches the mean of the last stage's tokens is made, by attention roll-out; sums to 1. Of a segmenter:
+    the point's token, at the end of the encoder or of the U-Net's decoder."""
     stages: tuple[StageMaps, ...]
     """Attention received, stage by stage."""
     point: PointMaps
     """One point's attention and receptive field."""
+    decoder: tuple[StageMaps, ...] = ()
+    """Attention received in a U-Net's decoder, coarsest first."""
+    segmented: Segmented | None = None
+    """Of a segmenter."""
 
     def save(self, folder: str | Path) -> list[Path]:
         """Write every picture as PNG and a self-contained ``index.html`` into `folder`; return their paths, page first.

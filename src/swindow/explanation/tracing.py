@@ -1,17 +1,24 @@
 """One image through a model, part by part: what its blocks attended to, and which tokens speak for a class."""
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn import functional as F
 
 from swindow.backbones import WindowedBackbone
+from swindow.backbones.windowed import Stage
+from swindow.errors import ConfigError
 from swindow.explanation import windows
 from swindow.explanation.windows import Layout, Step
+from swindow.heads import Classifier, SegmenterOutputs, UNet, UperNet
 from swindow.model import Model
-from swindow.ops.windows import Size
-from swindow.shapes import Images
+from swindow.ops.windows import Size, crop
+from swindow.shapes import Images, Pyramid, Tokens
+
+Segmenter = UperNet | UNet
 
 
 class BlockTrace(NamedTuple):
@@ -25,6 +32,24 @@ class BlockTrace(NamedTuple):
     view: Bool[Tensor, "H W"]
 
 
+class Trail(NamedTuple):
+    """One image through a segmenter: its blocks by stage, and the logits at the image's size that they led to."""
+
+    encoder: list[list[BlockTrace]]
+    decoder: list[list[BlockTrace]]
+    """Of a U-Net, coarsest first; empty without one."""
+    logits: Float[Tensor, "1 K h w"]
+
+
+class Evidence(NamedTuple):
+    """How much each token of a stage's map speaks for what is asked."""
+
+    averaged: Float[Tensor, "H W"]
+    """Grad-CAM: a channel's weight is the mean of its gradients (of segmenters Vinogradova et al. 2020)."""
+    local: Float[Tensor, "H W"]
+    """Every place with its own gradients (HiResCAM, Draelos & Carin 2020; of segmenters Rheude et al. 2024)."""
+
+
 class ClassMap(NamedTuple):
     """The logits of an image, the class explained, and how much each token of a stage speaks for it."""
 
@@ -33,13 +58,25 @@ class ClassMap(NamedTuple):
     heat: Float[Tensor, "H W"]
 
 
+def windowed(model: Model) -> WindowedBackbone:
+    """The model's backbone, whose window attention there is to explain.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    body = model.backbone
+    if not isinstance(body, WindowedBackbone) or not all(hasattr(block, "attn") for block in body.blocks()):
+        raise ConfigError(f"{model.config.name} has no window attention to explain; explain takes Swin and Swin V2")
+    return body
+
+
 def grad_cam(model: Model, images: Images, target: int | None, stage: int) -> ClassMap:
     """Gradient-weighted class activation of a stage's map for one image (Selvaraju et al. 2017, section 3).
 
     The last stage is taken after its norm, where the head reads it: there the tokens' mean before the ReLU is the
     logit less the head's bias. `target` None means the class with the highest logit. No gradient reaches a parameter.
     """
-    backbone, last = model.backbone, len(model.backbone.stages) - 1
+    backbone, last = windowed(model), len(model.backbone.stages) - 1
     with torch.no_grad():
         x = backbone.stage_maps(images)[stage]
         x = backbone.norms[str(last)](x) if stage == last else x
@@ -51,24 +88,96 @@ def grad_cam(model: Model, images: Images, target: int | None, stage: int) -> Cl
     return ClassMap(logits[0].detach(), index, heat.detach())
 
 
+def pixel_evidence(
+    model: Model, images: Images, score: Callable[[Float[Tensor, "1 K h w"]], Float[Tensor, ""]]
+) -> list[Evidence]:
+    """What speaks for a number made of a segmenter's logits in the map of every stage.
+
+    Gradients come to a stage's map by every way that leads on: through the later stages, and through the head where
+    that reads it. Where the head reads it after a norm (UPerNet), the normed map counts too, with its own gradients: a
+    norm's gradient is orthogonal to its input, so that by the map alone the head's reading would count for nothing.
+    For the same reason the last map is taken after its norm, and of a U-Net its places count by what the decoder first
+    expands them to.
+    """
+    body, head = windowed(model), cast(Segmenter, model.head)
+    with torch.enable_grad():
+        entries, maps = _walk(body, body.embed(images).detach().requires_grad_())
+        skips, last = _skips(body, entries, maps), _normed(body, maps[-1])
+        outputs, expanded = _through_head(head, (*skips, last), lambda stage, x: stage(x))
+        parts = [[x] for x in maps[:-1]]
+        if not body.entries:
+            parts = [[x, normed] for x, normed in zip(maps[:-1], skips, strict=True)]
+        parts += [[last], expanded[:1]]
+        number = score(head.decode(outputs, (images.shape[2], images.shape[3])))
+        gradients = iter(torch.autograd.grad(number, [x for part in parts for x in part]))
+    pairs = [[(x.detach(), next(gradients)) for x in part] for part in parts]
+    found = [Evidence(_averaged(part), _local(part).relu()) for part in pairs[:-1]]
+    if expanded:
+        cells = F.avg_pool2d(_local(pairs[-1])[None], 2, ceil_mode=True, divisor_override=1)[0]
+        found[-1] = found[-1]._replace(local=cells.relu())
+    return found
+
+
 @torch.no_grad()
 def trace(backbone: WindowedBackbone, images: Images, tokens: list[Size]) -> list[list[BlockTrace]]:
     """Every block of every stage for one image, with what one token of each stage takes from its window."""
-    x, traces = backbone.embed(images), []
-    stages: list[Any] = list(backbone.stages)  # a ModuleList does not say of what
-    for stage, token in zip(stages, tokens, strict=True):
-        blocks = []
-        for block in stage.blocks:
-            blocks.append(_trace_block(block, x, token))
-            x = block(x)
-        traces.append(blocks)
-        x = x if stage.merge is None else stage.merge(x)
-    return traces
+    return _trace_encoder(backbone, images, tokens)[0]
+
+
+@torch.no_grad()
+def trace_segmenter(model: Model, images: Images, tokens: list[Size]) -> Trail:
+    """`trace` of a segmenter, and of its decoder where that has blocks; a decoder's map has the encoder's tokens."""
+    encoder, pyramid = _trace_encoder(windowed(model), images, tokens)
+    head, decoder, left = cast(Segmenter, model.head), list[list[BlockTrace]](), tokens[-2::-1]
+
+    def run(stage: Stage, x: Tokens) -> Tokens:
+        x, blocks = _trace_stage(stage, x, left[len(decoder)])
+        decoder.append(blocks)
+        return x
+
+    outputs, _ = _through_head(head, pyramid, run)
+    return Trail(encoder, decoder, head.decode(outputs, (images.shape[2], images.shape[3])))
 
 
 def layout_of(block: Any, grid: Size) -> Layout:
     """How a block cuts a map of this size."""
     return Layout(grid, block.attn.window, block.attn.windowing.shift_at(*grid))
+
+
+def _trace_encoder(
+    backbone: WindowedBackbone, images: Images, tokens: list[Size]
+) -> tuple[list[list[BlockTrace]], Pyramid]:
+    """The blocks, and what the head reads."""
+    x, traces, entries, maps = backbone.embed(images), [], [], []
+    for stage, token in zip(backbone.each_stage(), tokens, strict=True):
+        entries.append(x)
+        x, blocks = _trace_stage(stage, x, token)
+        traces.append(blocks)
+        maps.append(x)
+        x = _merged(stage, x)
+    return traces, (*_skips(backbone, entries, maps), _normed(backbone, maps[-1]))
+
+
+def _through_head(
+    head: Segmenter, pyramid: Pyramid, run: Callable[[Stage, Tokens], Tokens]
+) -> tuple[SegmenterOutputs, list[Tensor]]:
+    """The head's outputs; of a U-Net as in `UNet.forward`, its stages run by `run`, and what it expanded on the way."""
+    if not isinstance(head, UNet):
+        return head(pyramid), []
+    x, expanded = pyramid[-1], list[Tensor]()
+    for expand, join, stage, skip in zip(head.expands, head.joins, head.stages, reversed(pyramid[:-1]), strict=True):
+        expanded.append(crop(expand(x), (skip.shape[1], skip.shape[2])))
+        x = run(cast(Stage, stage), join(torch.cat([expanded[-1], skip], dim=-1)))
+    x = head.final(head.norm(x))
+    return SegmenterOutputs(logits=head.classifier(x.permute(0, 3, 1, 2))), expanded
+
+
+def _trace_stage(stage: Any, x: Tokens, token: Size) -> tuple[Tokens, list[BlockTrace]]:
+    blocks = []
+    for block in stage.blocks:
+        blocks.append(_trace_block(block, x, token))
+        x = block(x)
+    return x, blocks
 
 
 def _trace_block(block: Any, x: Tensor, token: Size) -> BlockTrace:
@@ -86,6 +195,43 @@ def _trace_block(block: Any, x: Tensor, token: Size) -> BlockTrace:
     )
 
 
+def _walk(body: WindowedBackbone, x: Tokens) -> tuple[list[Tensor], list[Tensor]]:
+    """What enters each stage, and what it makes of it."""
+    entries, maps = [], []
+    for stage in body.each_stage():
+        entries.append(x)
+        maps.append(stage(x))
+        x = _merged(stage, maps[-1])
+    return entries, maps
+
+
+def _merged(stage: Stage, x: Tokens) -> Tokens:
+    """What the stage's map becomes for the next."""
+    return x if stage.merge is None else stage.merge(x)
+
+
+def _skips(backbone: WindowedBackbone, entries: list[Tensor], maps: list[Tensor]) -> Pyramid:
+    """All that the head reads before the last map, as `WindowedBackbone.forward` gives it."""
+    if backbone.entries:
+        return tuple(entries[stage] for stage in backbone.out_stages[:-1])
+    return tuple(backbone.norms[str(stage)](maps[stage]) for stage in backbone.out_stages[:-1])
+
+
+def _normed(backbone: WindowedBackbone, last: Tensor) -> Tensor:
+    return backbone.norms[str(backbone.out_stages[-1])](last)
+
+
+def _averaged(parts: list[tuple[Tensor, Tensor]]) -> Float[Tensor, "H W"]:
+    """Channels of maps weighed by the means of their gradients, summed, what speaks against the number cut off."""
+    heat = [(x * gradient.mean(dim=(1, 2), keepdim=True)).sum(-1)[0] for x, gradient in parts]
+    return torch.stack(heat).sum(0).relu()
+
+
+def _local(parts: list[tuple[Tensor, Tensor]]) -> Float[Tensor, "H W"]:
+    """Every place of maps weighed by its own gradients, summed over channels."""
+    return torch.stack([(x * gradient).sum(-1)[0] for x, gradient in parts]).sum(0)
+
+
 def _rest(model: Model, x: Tensor, stage: int) -> Tensor:
     """Logits from the map of `stage`: merged and through the later stages and the norm, unless it is the last."""
     stages: list[Any] = list(model.backbone.stages)
@@ -93,4 +239,5 @@ def _rest(model: Model, x: Tensor, stage: int) -> Tensor:
         x = stages[index + 1](stages[index].merge(x))
     if stage < len(stages) - 1:
         x = model.backbone.norms[str(len(stages) - 1)](x)
-    return model.head.decode(model.head((x,)))
+    head = cast(Classifier, model.head)
+    return head.decode(head((x,)))

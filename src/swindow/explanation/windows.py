@@ -5,13 +5,15 @@ Every function here works window by window on vectors of one number a token, so 
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from swindow.ops.windows import Size, count, merge, pad_to_windows, partition, region_mask
+
+Link = TypeVar("Link")
 
 
 class Layout(NamedTuple):
@@ -111,6 +113,44 @@ def receptive_field(mask: Bool[Tensor, "H2 W2"], stages: Sequence[Sequence[Layou
     return mask
 
 
+def unet_rollout(
+    vector: Float[Tensor, "H2 W2"],
+    encoder: Sequence[Sequence[Step]],
+    decoder: Sequence[Sequence[Step]],
+    *,
+    entries: bool,
+) -> Float[Tensor, "H W"]:
+    """`rollout` from the tokens of the last of these decoder stages (coarsest first), through all that it is made of.
+
+    A joined token comes one half from the encoder's token at its place and one from the coarser token that it was
+    expanded from: a convention like that for residuals, as no weight says what the joining layer takes from either.
+    `entries` says whether the encoder's half is what enters its stage on that grid, or what the stage makes of it.
+    """
+    if not decoder:
+        return rollout(vector, encoder)
+    for step in reversed(decoder[-1]):
+        vector = _through_block(vector, step)
+    skip = rollout(vector, _before_join(encoder, len(decoder), entries))
+    expanded = unet_rollout(_cells(vector).sum((1, 3)), encoder, decoder[:-1], entries=entries)
+    return 0.5 * skip + 0.5 * expanded
+
+
+def unet_receptive_field(
+    mask: Bool[Tensor, "H2 W2"],
+    encoder: Sequence[Sequence[Layout]],
+    decoder: Sequence[Sequence[Layout]],
+    *,
+    entries: bool,
+) -> Bool[Tensor, "H W"]:
+    """`receptive_field` of tokens of the last of these decoder stages, by both ways: exact."""
+    if not decoder:
+        return receptive_field(mask, encoder)
+    for layout in reversed(decoder[-1]):
+        mask = _seen_by(mask, layout)
+    skip = receptive_field(mask, _before_join(encoder, len(decoder), entries))
+    return skip | unet_receptive_field(_cells(mask).any(3).any(1), encoder, decoder[:-1], entries=entries)
+
+
 def one_hot(grid: Size, token: Size, like: Tensor) -> Tensor:
     """All weight of a distribution over `grid` on one token."""
     vector = like.new_zeros(grid)
@@ -139,6 +179,19 @@ def _unmerge(vector: Tensor, grid: Size) -> Tensor:
 
 def _double(x: Tensor, grid: Size) -> Tensor:
     return x.repeat_interleave(2, 0).repeat_interleave(2, 1)[: grid[0], : grid[1]]
+
+
+def _cells(x: Tensor) -> Tensor:
+    """A map as cells of 2x2 tokens, ``H 2 W 2``; what an odd side lacks is zero."""
+    rows, columns = x.shape
+    padded = torch.nn.functional.pad(x, (0, columns % 2, 0, rows % 2))
+    return padded.unflatten(1, (-1, 2)).unflatten(0, (-1, 2))
+
+
+def _before_join(encoder: Sequence[Sequence[Link]], decoders: int, entries: bool) -> Sequence[Sequence[Link]]:
+    """The part of an encoder whose result the last of so many decoder stages is joined with."""
+    size = len(encoder) - 1 - decoders
+    return [*encoder[:size], encoder[size][:0]] if entries else encoder[: size + 1]
 
 
 def _real(layout: Layout, like: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
 """Image classification: mean over the last map's tokens (Swin, section 3.1) or learned tokens, then a linear layer."""
 
 import dataclasses
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
+import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -24,6 +25,7 @@ class ClassifierConfig:
     """A linear classifier."""
 
     kind: ClassVar[str] = "classifier"
+    task: ClassVar[str] = "classify"
 
     num_classes: int = 1000
     """How many classes there are; 0 gives what would be classified, ``B C``, as of weights without a classifier."""
@@ -45,7 +47,11 @@ class ClassifierConfig:
                 f"label_smoothing {self.label_smoothing} and head_dropout {self.head_dropout} must lie in [0, 1)"
             )
 
-    def build(self, channels: tuple[int, ...]) -> "Classifier":
+    def stages(self, count: int) -> tuple[int, ...]:
+        """The stages of a backbone of so many that the head reads: the last."""
+        return (count - 1,)
+
+    def build(self, channels: tuple[int, ...], strides: tuple[int, ...] = (), backbone: Any = None) -> "Classifier":
         """The head that this describes, for a pyramid with these channels."""
         return Classifier(self, channels[-1])
 
@@ -96,7 +102,15 @@ class Classifier(nn.Module):
         distilled = F.cross_entropy(outputs.distilled.float(), targets, label_smoothing=smoothing)
         return {"cross_entropy": loss / 2, "cross_entropy_distilled": distilled / 2}
 
-    def decode(self, outputs: ClassifierOutputs) -> Float[Tensor, "B K"]:
+    def right(
+        self, outputs: ClassifierOutputs, targets: Int64[Tensor, " B"] | Float[Tensor, "B K"]
+    ) -> tuple[Tensor, Tensor]:
+        """How many images are answered rightly, of how many; a mixed one is of the class that it has most of."""
+        labels = targets if targets.ndim == 1 else targets.argmax(1)
+        right = (self.decode(outputs).detach().argmax(1) == labels).sum()
+        return right, torch.full_like(right, len(labels))
+
+    def decode(self, outputs: ClassifierOutputs, size: tuple[int, int] | None = None) -> Float[Tensor, "B K"]:
         """What a user expects of a classifier: its logits; of two classifiers, their mean (DeiT, section 4)."""
         return outputs.logits if outputs.distilled is None else (outputs.logits + outputs.distilled) / 2
 

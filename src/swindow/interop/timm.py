@@ -12,6 +12,7 @@ from swindow.backbones import VARIANTS
 from swindow.checkpoints import load_weights
 from swindow.checkpoints.hub import NAMED, resolve
 from swindow.errors import ConfigError, need
+from swindow.heads import Classifier as Head
 from swindow.heads import ClassifierConfig
 from swindow.model import MapBackbone, Model, backbone, build
 from swindow.preprocess import IMAGENET_MEAN, IMAGENET_STD
@@ -68,6 +69,7 @@ class Classifier(nn.Module):
     def __init__(self, model: Model) -> None:
         super().__init__()
         self.model = model
+        self.head()
         self.num_features = self.head_hidden_size = model.backbone.channels[-1]
         config: Any = model.config.backbone
         size = getattr(config, "image_size", 224)
@@ -85,6 +87,16 @@ class Classifier(nn.Module):
         """How many logits there are; 0 for features."""
         return self.model.head.config.num_classes
 
+    def head(self) -> Head:
+        """The model's classifier.
+
+        Raises:
+            ConfigError: it has another head.
+        """
+        if not isinstance(self.model.head, Head):
+            raise ConfigError(f"{self.model.config.name} is no classifier, which is what timm trains")
+        return self.model.head
+
     def forward(self, x: Images) -> Float[Tensor, "B K"]:
         return self.forward_head(self.forward_features(x))
 
@@ -94,18 +106,18 @@ class Classifier(nn.Module):
 
     def forward_head(self, x: Float[Tensor, "B H W D"], pre_logits: bool = False) -> Float[Tensor, "B K"]:
         """Logits; or with `pre_logits`, or without classes, what they are computed from."""
-        head = self.model.head
+        head = self.head()
         return head.dropout(head.pooled((x,))) if pre_logits else head.decode(head((x,)))
 
     def get_classifier(self) -> nn.Module:
         """The last layer."""
-        return self.model.head.linear
+        return self.head().linear
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Put a new head in place of the old one; 0 classes give features."""
         if global_pool not in (None, "avg"):
             raise ConfigError(f"global_pool {global_pool!r}: these models average over the map; give 'avg' or nothing")
-        head = dataclasses.replace(self.model.head.config, num_classes=num_classes)
+        head = dataclasses.replace(self.head().config, num_classes=num_classes)
         self.model.config = dataclasses.replace(self.model.config, head=head)
         self.model.head = head.build(self.model.backbone.channels).to(next(self.parameters()).device)
 

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from swindow.backbones import resnet, swin, swin_mlp, swin_moe, swin_v2, vit
+from swindow.backbones.windowed import WindowedBackbone
+from swindow.heads import upernet
 from swindow.layers import Linear, Mlp, PatchEmbed, PatchMerge
 from swindow.model import Model
 from swindow.ops import cpu
@@ -87,8 +89,12 @@ class Merge(nn.Module):
 class WindowBlock(nn.Module):
     """A block of attention in windows, and of an MLP, as two kernels that overwrite the map they are given.
 
-    A stage's input is the stage's own: nothing else reads it. Experts in the place of an MLP stay as they are.
+    A stage's input is the stage's own: nothing else reads it, but where a decoder does. Experts in the place of an MLP
+    stay as they are.
     """
+
+    keeps_input = False
+    """Leave the map that it is given as it is."""
 
     def __init__(self, block: "swin.Block | swin_v2.Block | swin_moe.Block", dtype: torch.dtype) -> None:
         super().__init__()
@@ -114,7 +120,8 @@ class WindowBlock(nn.Module):
         self.norm3 = getattr(block, "norm3", None)
 
     def forward(self, x: Tokens, losses: list[Tensor] | None = None) -> Tokens:
-        x = self.attention(x.contiguous(), self.windowing.shift_at(x.shape[1], x.shape[2]), in_place=True)
+        shift = self.windowing.shift_at(x.shape[1], x.shape[2])
+        x = self.attention(x.contiguous(), shift, in_place=not self.keeps_input)
         if self.mlp is not None:
             x = self.mlp(x, in_place=True)
         elif self.rest is not None:
@@ -193,7 +200,7 @@ def _with_folded_norms(model: Model) -> list[str]:
     """Let convolutions do what the batch norms after them do, in place."""
     number = 0
     for module in model.modules():
-        if isinstance(module, resnet.ConvNorm) and isinstance(module.norm, nn.BatchNorm2d):
+        if isinstance(module, resnet.ConvNorm | upernet.ConvNorm) and isinstance(module.norm, nn.BatchNorm2d):
             module.conv, module.norm = fuse_conv_bn_eval(module.conv, module.norm), nn.Identity()
             number += 1
     return [f"{number} batch norms folded into the convolutions before them"] if number else []
@@ -228,6 +235,10 @@ def _with_kernels(model: Model, dtype: torch.dtype) -> list[str]:
             done = makers[type(child)](child, dtype)
             parent._modules[name] = done
             made[type(done)] += 1
+    if isinstance(model.backbone, WindowedBackbone) and model.backbone.entries:
+        for stage in model.backbone.each_stage():
+            if isinstance(stage.blocks[0], WindowBlock):
+                stage.blocks[0].keeps_input = True
     kept = [
         f"{number} blocks as they were: their attention is to be the {backend} backend's"
         for backend, number in named.items()

@@ -14,6 +14,7 @@ CPU_SECONDS = 10
 PLAIN = ("state_dict", "model", "model_state", "model_state_dict", "module")
 AVERAGED = ("model_ema", "state_dict_ema", "ema")
 DEPTH = 3  # of such entries within each other
+CLASSES = 1 << 15  # that a file may name; ImageNet-22k has 21,841
 UNREADABLE = ("torch.", "torchao.", "__torch__")
 
 
@@ -35,13 +36,17 @@ def read(descriptor: int, *, prefer_ema: bool) -> dict[str, Any]:
 
     Returns:
         ``tensors``: name, storage, type, offset, shape, strides of each, lengths in numbers; ``slabs``: start, bytes
-        and checksum of each storage; ``notes``: what was decided.
+        and checksum of each storage; ``meta``: classes and palette, where OpenMMLab's programs left them;
+        ``notes``: what was decided.
 
     Raises:
         Refused: no file of torch.save, damaged, or without a state dict.
     """
     archive = open_archive(descriptor)
-    state, notes = _pick(archive, prefer_ema)
+    meta, odd = _meta(archive.tree)
+    state, notes = _pick(archive, prefer_ema, {"meta"} if meta else set())
+    notes += [f"took {' and '.join(meta)} of 'meta'"] if meta else []
+    notes += [f"ignored: {name} of 'meta', which are not plain" for name in odd]
     tensors = {name: value for name, value in state.items() if isinstance(value, Strided) and type(name) is str}
     _check(state, tensors, archive)
     others = [key for key in state if key not in tensors]
@@ -51,12 +56,41 @@ def read(descriptor: int, *, prefer_ema: bool) -> dict[str, Any]:
     return {
         "tensors": [[name, t.key, t.dtype, t.offset, t.shape, t.stride] for name, t in tensors.items()],
         "slabs": {key: [slab.start, slab.size, slab.checksum] for key, slab in slabs.items()},
+        "meta": meta,
         "notes": notes,
     }
 
 
-def _pick(archive: Archive, prefer_ema: bool) -> tuple[dict[Any, Any], list[str]]:
-    """The state dict among the things in a file, and what was decided."""
+def _meta(tree: Any) -> tuple[dict[str, list[Any]], list[str]]:
+    """Names and colours of classes that lie beside a state dict, and which of both are there and cannot be used."""
+    meta = tree.get("meta") if isinstance(tree, dict) else None
+    if not isinstance(meta, dict):
+        return {}, []
+    about = meta.get("dataset_meta")  # since mmengine; before, they were in capitals
+    about = about if isinstance(about, dict) else meta
+    found: dict[str, list[Any]] = {}
+    odd = []
+    for name in ("classes", "palette"):
+        value: Any = about.get(name, about.get(name.upper()))
+        if _is_plain(value, name):
+            found[name] = list(value)
+        elif value is not None:
+            odd.append(name)
+    return found, odd
+
+
+def _is_plain(value: Any, name: str) -> bool:
+    """Whether these are names of classes, or triples of 0..255."""
+    if not isinstance(value, list | tuple) or not 0 < len(value) <= CLASSES:
+        return False
+    if name == "classes":
+        return all(type(item) is str and item.isprintable() and 0 < len(item) <= NAME_LENGTH for item in value)
+    triples = all(isinstance(item, list | tuple) and len(item) == 3 for item in value)
+    return triples and all(type(part) is int and 0 <= part <= 255 for item in value for part in item)
+
+
+def _pick(archive: Archive, prefer_ema: bool, used: set[str]) -> tuple[dict[Any, Any], list[str]]:
+    """The state dict among the things in a file, and what was decided; what is `used` otherwise is not ignored."""
     tree, notes = archive.tree, []
     order = (*AVERAGED, *PLAIN) if prefer_ema else (*PLAIN, *AVERAGED)
     taken = []
@@ -65,7 +99,7 @@ def _pick(archive: Archive, prefer_ema: bool) -> tuple[dict[Any, Any], list[str]
         if not found:
             break
         notes.append(f"took {found[0]!r}" + (f", not {_listed(found[1:])}" if found[1:] else ""))
-        others = [key for key in tree if key not in found]
+        others = [key for key in tree if key not in found and key not in used]
         notes += [f"ignored: {_listed(others)}"] if others else []
         taken.append(found[0])
         tree = tree[found[0]]

@@ -1,33 +1,20 @@
-"""How good a model is on images with labels: every one of them, in order, none replaced."""
+"""How good a classifier is on images with labels: every one of them, in order, none replaced."""
 
 import dataclasses
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from swindow.config import read_toml
-from swindow.data import DataSource, Images, align_classes, open_data, split_changes
+from swindow.data import Images, align_classes
 from swindow.data.loading import eval_loader
-from swindow.errors import ConfigError, DataError, TrainingDiverged
-from swindow.images import LIMITS, ImageLimits
-from swindow.inference import ReadyModel, ready
+from swindow.errors import TrainingDiverged
+from swindow.evaluation.confusions import Confusion, listed, percent
+from swindow.inference import ReadyModel
 from swindow.metrics import ClassificationMetrics, ClassScore, class_scores
-from swindow.model import Model
-from swindow.progress import Progress, Silent
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Confusion:
-    """How often images of one class were taken for another."""
-
-    truth: str
-    predicted: str
-    count: int
+from swindow.progress import Progress
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -65,15 +52,24 @@ class Evaluation:
         confidence = self.probabilities[wrong].max(axis=1)
         return [int(row) for row in wrong[np.argsort(-confidence, kind="stable")]]
 
+    @property
+    def score(self) -> float:
+        """What training maximises."""
+        return self.accuracy
+
+    @property
+    def score_name(self) -> str:
+        """What that is called."""
+        return "accuracy"
+
     def confusions(self) -> list[Confusion]:
         """Pairs of classes by how often the first was taken for the second, the most frequent first."""
-        wrong = self.confusion - np.diag(np.diag(self.confusion))
-        rows, columns = np.nonzero(wrong)
-        order = np.argsort(-wrong[rows, columns], kind="stable")
-        return [
-            Confusion(truth=self.classes[row], predicted=self.classes[column], count=int(wrong[row, column]))
-            for row, column in zip(rows[order], columns[order], strict=True)
-        ]
+        return listed(self.confusion, self.classes)
+
+    def figures(self) -> dict[str, float]:
+        """The numbers that a run records."""
+        found = {"accuracy": self.accuracy, "loss": self.loss, "calibration_error": self.calibration_error}
+        return found if self.top5 is None else found | {"top5": self.top5}
 
     def summary(self, *, most: int = 20) -> dict[str, Any]:
         """The figures as plain values, ready for JSON, with the `most` frequent confusions."""
@@ -95,8 +91,8 @@ class Evaluation:
             f"{'class':{width}}  images  recall  precision      F1",
         ]
         lines += [
-            f"{score.name:{width}}  {score.count:6}  {_percent(score.recall):>6}  {_percent(score.precision):>9}  "
-            f"{_percent(score.f1):>6}"
+            f"{score.name:{width}}  {score.count:6}  {percent(score.recall):>6}  {percent(score.precision):>9}  "
+            f"{percent(score.f1):>6}"
             for score in hardest
         ]
         rest = len(self.per_class) - len(hardest)
@@ -106,41 +102,15 @@ class Evaluation:
         )
 
 
-def evaluate(
-    model: Model | str | Path,
-    data: str | Path | Images | None = None,
-    *,
-    split: str | None = None,
-    batch: int = 64,
-    device: str = "auto",
-    precision: str = "auto",
-    workers: int = 0,
-    limits: ImageLimits = LIMITS,
-    progress: Progress | None = None,
+def judge_classifier(
+    asked: ReadyModel, images: Images, *, split: str, batch: int, workers: int, progress: Progress
 ) -> Evaluation:
-    """Ask a model about every image of a split and compare with the labels.
-
-    Images are judged as they are given. Data that is opened by name is judged on `split`; without one, on its test
-    split, else its validation split, else all of it. Without data, a run is judged on what it was trained with, divided
-    as it was then. Classes are matched by name.
+    """Ask a classifier about every image, and compare.
 
     Raises:
-        DataError: an image that cannot be read, no such split, or classes that the model does not have.
-        CheckpointError: there is no usable checkpoint at the path.
-        ConfigError: a model without preprocessing, no such device or precision, or no data for what is no run.
+        DataError: an image that cannot be read, or classes that the model does not have.
         TrainingDiverged: the model answers with numbers that are not finite.
     """
-    if batch < 1:
-        raise ConfigError(f"batch is {batch}; it must be at least 1")
-    asked, progress = ready(model, device=device, precision=precision), progress or Silent()
-    if isinstance(data, Images):
-        split, images = split or "all", data
-    else:
-        source = _data_of_run(model, progress) if data is None else _opened(data, asked, limits)
-        progress.say(source.describe())
-        split, images = _chosen(source, split)
-    if not len(images):
-        raise DataError(f"the {split} split has no images; there is nothing to evaluate")
     labels = _labels(images, asked.classes)
     answers = _ask(asked, images, batch=batch, workers=workers, progress=progress, title=split)
     metrics = ClassificationMetrics(len(asked.classes))
@@ -155,44 +125,6 @@ def evaluate(
         names=tuple(str(name) for name in images.names),
         **figures,
     )
-
-
-def _opened(data: str | Path, asked: ReadyModel, limits: ImageLimits) -> DataSource:
-    """Data by its name; nothing is held out of it, since nothing is trained on it."""
-    return open_data(data, channels=asked.preprocess.channels, limits=limits, for_training=False)
-
-
-def _data_of_run(model: Model | str | Path, progress: Progress) -> DataSource:
-    """The data that a run was trained with, divided as it was then."""
-    run = None if isinstance(model, Model) else _run_of(Path(model))
-    if run is None:
-        what = "a model at hand" if isinstance(model, Model) else f"{model}, which is no run folder"
-        raise ConfigError(f"no data to judge {what} on; name a folder, table or data set")
-    settings, recorded = read_toml(run / "config.toml"), run / "split.json"
-    record = json.loads(recorded.read_text(encoding="utf-8")) if recorded.exists() else None
-    source = open_data(
-        settings["data"],
-        channels=settings["channels"],
-        seed=settings["seed"],
-        val_fraction=settings["val_fraction"],
-        limits=ImageLimits(max_pixels=settings["max_pixels"]),
-        split_record=record,
-    )
-    for change in split_changes(source, record) if record else ():
-        progress.say(f"the data is not what the run was trained with: {change}")
-    return source
-
-
-def _run_of(path: Path) -> Path | None:
-    """The run folder that a path leads to: itself, or one that its checkpoint lies in."""
-    return next((folder for folder in (path, *path.parents[:2]) if (folder / "config.toml").is_file()), None)
-
-
-def _chosen(source: DataSource, split: str | None) -> tuple[str, Images]:
-    if split is None:
-        split = next(name for name in ("test", "val", "train") if name in source.splits())
-    images = source.split(split)
-    return ("all" if list(source.splits()) == ["train"] else split), images
 
 
 def _ask(asked: ReadyModel, images: Images, *, batch: int, workers: int, progress: Progress, title: str) -> Tensor:
@@ -212,10 +144,6 @@ def _ask(asked: ReadyModel, images: Images, *, batch: int, workers: int, progres
             f"{len(images)} images); try precision fp32, or an earlier checkpoint"
         )
     return logits
-
-
-def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{share:.1%}"
 
 
 def _labels(images: Images, classes: Sequence[str]) -> Tensor:

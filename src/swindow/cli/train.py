@@ -1,0 +1,100 @@
+"""``swindow train``."""
+
+import dataclasses
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+from swindow.cli.arguments import Positional, parse
+from swindow.config import from_dict, merge, read_toml
+from swindow.data.masks import MaskConfig
+from swindow.recipes import configure
+from swindow.settings import TrainConfig
+from swindow.training import train
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Train(TrainConfig):
+    """Train or fine-tune a classifier, or a segmenter where images have masks.
+
+    The data picks a recipe, --config FILE changes it, flags have the last word.
+
+    The defaults below are those before a recipe is picked; config.toml in the run folder has what was used.
+    """
+
+    data: Annotated[str, Positional] = ""
+    """Class folders, an IDX folder, a CSV or Parquet table, a torchvision dataset's name, or digits; images/ and masks/
+    with the same names, volumes, or ADE20K's, Cityscapes' or VOC's layout."""
+    config: Path | None = None
+    """A TOML file with any of these settings; a run folder's config.toml runs it again."""
+    resume: bool = False
+    """Go on with the run in --out."""
+
+
+def train_command(words: list[str]) -> int:
+    """Train or fine-tune a classifier or segmenter."""
+    first = parse(Train, words, prog="swindow train")
+    start = _starting_point(first, words)
+    # Parsed again with what recipe and file propose as defaults, so that flags have the last word. Fields start empty,
+    # since a table that has entries would take only those, and are laid over the proposed ones.
+    blank = type(first)(**_values(dataclasses.replace(start, fields={})), config=first.config)
+    final = parse(Train, words, prog="swindow train", default=blank)
+    config = dataclasses.replace(_as_config(final), fields={**start.fields, **final.fields})
+    result = train(config, resume=final.resume)
+    codes = {"SIGINT": 130, "SIGTERM": 143}
+    if result.stopped_by not in codes:
+        evaluation = result.evaluation
+        print(f"{result.run}: {evaluation.score_name} {evaluation.score:.2%}" if evaluation else result.run)
+    return codes.get(result.stopped_by, 0)
+
+
+def _values(config: TrainConfig) -> dict[str, Any]:
+    return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+
+
+def _as_config(asked: Any) -> TrainConfig:
+    return TrainConfig(**{field.name: getattr(asked, field.name) for field in dataclasses.fields(TrainConfig)})
+
+
+def _starting_point(first: Any, words: list[str]) -> TrainConfig:
+    """The settings that flags then change: the run's own on resume, else the recipe's; the file's on top of either."""
+    given = read_toml(first.config) if first.config else {}
+    merge(TrainConfig(), given)  # names and types, before anything is derived from them
+    own = Path(first.out or str(given.get("out", ""))) / "config.toml"
+    if first.resume and (first.out or given.get("out")) and own.exists():
+        return merge(from_dict(TrainConfig, read_toml(own)), given)
+    flags = _explicit(words, first)
+    masks = {**given.get("masks", {}), **flags.pop("masks", {})}
+    given |= flags | ({"masks": masks} if masks else {})
+    return configure(**{**given, "data": first.data or given.get("data", "")})
+
+
+def _explicit(words: list[str], first: Train) -> dict[str, Any]:
+    """The flags that a recipe must know of, since other settings follow from them.
+
+    What is the same when the words are parsed with other defaults was not a default, but given.
+    """
+    changed: dict[str, Any] = {name: getattr(_OTHER, name) for name in (*_FOLLOWED, "masks")}
+    other = parse(Train, words, prog="swindow train", default=dataclasses.replace(Train(), **changed))
+    masks = _same(first.masks, other.masks, [field.name for field in dataclasses.fields(MaskConfig)])
+    return _same(first, other, _FOLLOWED) | ({"masks": masks} if masks else {})
+
+
+def _same(one: Any, other: Any, names: Iterable[str]) -> dict[str, Any]:
+    return {name: getattr(one, name) for name in names if getattr(one, name) == getattr(other, name)}
+
+
+_FOLLOWED = ("task", "recipe", "model", "size", "channels", "weights", "seed", "val_fraction", "max_pixels")
+_OTHER = TrainConfig(
+    task="segment",
+    recipe="other",
+    model="other",
+    size=1,
+    channels=2,
+    weights="other",
+    seed=1,
+    val_fraction=0.2,
+    max_pixels=1,
+    masks=MaskConfig(ignore_index=0, reduce_zero_label=False, case="other", intensity=(0.0, 1.0), axis=1),
+)
+"""Values that differ from every default."""

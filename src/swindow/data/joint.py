@@ -1,0 +1,247 @@
+"""Random changes to a picture and its mask together: what moves a pixel moves its label, what colours it does not.
+
+Geometry and colours are torchvision's (transforms.v2, masks as ``tv_tensors.Mask``); where it moves labels it takes the
+nearest one, so that no label is ever a blend. What is random follows from one seed a sample.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor
+
+from swindow.data.augment import AugmentConfig, colour_changes, seeded, shifted_lines
+from swindow.data.seeds import uniforms
+from swindow.errors import ConfigError, DataError
+from swindow.images import LIMITS
+from swindow.preprocess import Preprocess
+from swindow.shapes import IGNORE
+
+TRIES = 10
+COUNTED = 64  # rows and columns of a crop that are looked at to see which classes fill it
+WAVES = 4  # bumps of an elastic deformation along a side
+_DRAWS = 16 + 2 * TRIES
+
+
+class Window(NamedTuple):
+    """A rectangle in the pixels of a picture; it may reach outside."""
+
+    top: float
+    left: float
+    height: float
+    width: float
+
+
+class JointAugment:
+    """A config made to act on pictures with masks: the result is a function of both and the seed."""
+
+    def __init__(self, config: AugmentConfig, preprocess: Preprocess) -> None:
+        """Raises ConfigError for what has no meaning with masks: RandAugment, mixup and CutMix."""
+        for name in ("randaugment_ops", "mixup", "cutmix"):
+            if getattr(config, name):
+                raise ConfigError(f"augment {name} is {getattr(config, name)}; with masks it must be 0")
+        self.config, self.preprocess = config, preprocess
+        self._colour = colour_changes(config, preprocess, affine=False)
+        self._mean = [float(round(255 * mean)) for mean in preprocess.mean]
+
+    def __call__(
+        self, pixels: UInt8[Tensor, "C h w"], mask: Int64[Tensor, "h w"], seed: int
+    ) -> tuple[UInt8[Tensor, "C H W"], Int64[Tensor, "H W"]]:
+        """Picture and mask of any size, at the model's size; mean colour and `IGNORE` where the picture ends."""
+        draws = uniforms(np.asarray([seed], np.uint64), _DRAWS)[0]
+        chance, which, across, down, gamma, *warp = draws[:11]
+        turns = 1 + int(which * 3) if chance < self.config.quarter_turns else 0
+        size = self.preprocess.size[::-1] if turns % 2 else self.preprocess.size
+        window = self._window(mask, size, draws[11:])
+        pixels, mask = self._cut(pixels, mask, window, size)
+        if turns:
+            pixels, mask = pixels.rot90(turns, (-2, -1)), mask.rot90(turns, (-2, -1))
+        axes = [axis for axis, flip in ((-1, across < self.config.hflip), (-2, down < self.config.vflip)) if flip]
+        if axes:
+            pixels, mask = pixels.flip(axes), mask.flip(axes)
+        if self.config.crop == "shift" and self.config.shift:
+            pixels, mask = self._shifted(pixels, mask, draws[-2:])
+        if any(self.config.affine) or self.config.elastic:
+            pixels, mask = self._warped(pixels, mask, warp, seed)
+        return self._coloured(pixels, gamma, seed).contiguous(), mask.contiguous()
+
+    def _window(self, mask: Tensor, size: tuple[int, int], draws: np.ndarray) -> Window:
+        height, width = mask.shape
+        if self.config.crop == "resized":
+            return self._resized(height, width, draws)
+        down, across = _scale(self.preprocess, size, height, width)
+        if self.config.crop != "scale":
+            tall, wide = size[0] / down, size[1] / across
+            return Window((height - tall) / 2, (width - wide) / 2, tall, wide)
+        low, high = self.config.scale
+        zoom = low + (high - low) * float(draws[0])
+        tall, wide = size[0] / (down * zoom), size[1] / (across * zoom)
+        return self._balanced(mask, tall, wide, draws[1:])
+
+    def _balanced(self, mask: Tensor, tall: float, wide: float, draws: np.ndarray) -> Window:
+        """A place for a window where no class fills more of it than may be; after ten tries, the best of them."""
+        height, width = mask.shape
+        best, least = Window(0.0, 0.0, tall, wide), math.inf
+        for down, across in draws[: 2 * TRIES].reshape(TRIES, 2):
+            # A window larger than the picture has it somewhere inside; one that is smaller lies inside it.
+            window = Window(float(down * (height - tall)), float(across * (width - wide)), tall, wide)
+            if self.config.crop_most >= 1:
+                return window
+            share = _largest_share(mask, window)
+            if share < least:
+                best, least = window, share
+            if share <= self.config.crop_most or (tall >= height and wide >= width):
+                break
+        return best
+
+    def _resized(self, height: int, width: int, draws: np.ndarray) -> Window:
+        """A random rectangle of the picture, as torchvision's RandomResizedCrop chooses it."""
+        area, (thin, flat) = height * width, np.log(self.config.crop_ratio)
+        small, large = self.config.crop_scale
+        for share, ratio in draws[2 : 2 + 2 * TRIES].reshape(-1, 2):
+            target, aspect = area * (small + (large - small) * share), math.exp(thin + (flat - thin) * ratio)
+            rows, columns = round(math.sqrt(target / aspect)), round(math.sqrt(target * aspect))
+            if 0 < rows <= height and 0 < columns <= width:
+                return Window(
+                    float(draws[0] * (height - rows)), float(draws[1] * (width - columns)), float(rows), float(columns)
+                )
+        ratio = float(np.clip(width / height, *self.config.crop_ratio))
+        tall, wide = min(float(height), width / ratio), min(float(width), height * ratio)
+        return Window((height - tall) / 2, (width - wide) / 2, tall, wide)
+
+    def _cut(self, pixels: Tensor, mask: Tensor, window: Window, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """What a window shows, at `size`: cut out first, so that only what is kept is resampled."""
+        rows, to_rows = _part(window.top, window.height, mask.shape[0], size[0])
+        columns, to_columns = _part(window.left, window.width, mask.shape[1], size[1])
+        inner = (to_rows.stop - to_rows.start, to_columns.stop - to_columns.start)
+        labels = mask[rows, columns]
+        for axis, want in enumerate(inner):
+            if labels.shape[axis] != want:
+                labels = labels.index_select(axis, _nearest(labels.shape[axis], want))
+        image = self._resampled(pixels[:, rows, columns], inner)
+        if inner == tuple(size):
+            return image, labels
+        canvas = image.new_tensor(self._mean)[:, None, None].expand(-1, *size).clone()
+        canvas[:, to_rows, to_columns] = image
+        whole = mask.new_full(size, IGNORE)
+        whole[to_rows, to_columns] = labels
+        return canvas, whole
+
+    def _resampled(self, image: Tensor, size: tuple[int, int]) -> Tensor:
+        from torchvision.transforms.v2 import InterpolationMode, functional
+
+        if tuple(image.shape[-2:]) == size:
+            return image
+        if image.shape[-2] * size[1] > LIMITS.max_resized_pixels:  # rows first: the largest image on the way
+            raise DataError(
+                f"resizing {image.shape[-2]} × {image.shape[-1]} pixels to {size[0]} × {size[1]} takes too many "
+                f"pixels on the way; cut the picture into parts"
+            )
+        resized = self.config.crop == "resized"
+        mode = InterpolationMode(self.config.interpolation if resized else self.preprocess.interpolation)
+        if size[1] == 1:  # 8-bit resampling is wrong for one column
+            return functional.resize(image.float(), list(size), mode).round_().clamp_(0, 255).to(torch.uint8)
+        return functional.resize(image, list(size), mode, antialias=True)
+
+    def _shifted(self, pixels: Tensor, mask: Tensor, draws: np.ndarray) -> tuple[Tensor, Tensor]:
+        reach, fill = self.config.shift, self.config.shift_fill
+        rows, above = shifted_lines(mask.shape[0], reach, fill, draws[:1])
+        columns, beside = shifted_lines(mask.shape[1], reach, fill, draws[1:2])
+        pixels, mask = pixels[:, rows[0][:, None], columns[0]], mask[rows[0][:, None], columns[0]]
+        if fill == "zero":
+            outside = above[0][:, None] | beside[0]
+            pixels, mask = pixels.masked_fill(outside, 0), mask.masked_fill(outside, IGNORE)
+        return pixels, mask
+
+    def _warped(self, pixels: Tensor, mask: Tensor, draws: list[float], seed: int) -> tuple[Tensor, Tensor]:
+        """The affine map and the elastic one, as one displacement: each pixel is resampled once."""
+        from torchvision import tv_tensors
+        from torchvision.transforms.v2 import functional
+
+        height, width = mask.shape
+        moves = _affine_moves(height, width, self.config.affine, draws)
+        if self.config.elastic:
+            moves = moves + self.config.elastic * min(height, width) * _waves(height, width, seed)
+        moves = (moves * torch.tensor([2 / width, 2 / height]))[None]
+        image = functional.elastic(tv_tensors.Image(pixels), moves, fill=self._mean)
+        labels = functional.elastic(tv_tensors.Mask(mask), moves, fill=float(IGNORE))
+        return image.as_subclass(Tensor), labels.as_subclass(Tensor)
+
+    def _coloured(self, pixels: Tensor, draw: float, seed: int) -> Tensor:
+        if self.config.gamma:
+            power = math.exp(self.config.gamma * (2 * draw - 1))
+            table = torch.linspace(0, 1, 256, dtype=torch.float64).pow_(power).mul_(255).round_().to(torch.uint8)
+            pixels = table[pixels.int()]
+        if self._colour is None:
+            return pixels
+        return seeded(self._colour, pixels, ~seed & (2**64 - 1))  # another seed than the deformation's
+
+
+def _scale(preprocess: Preprocess, size: tuple[int, int], height: int, width: int) -> tuple[float, float]:
+    """Pixels of the input for each of the picture's, down and across, as the evaluation has it."""
+    down, across = size[0] / height, size[1] / width
+    if preprocess.fit == "squash":
+        return down, across
+    if preprocess.fit == "native":
+        return preprocess.zoom, preprocess.zoom
+    if preprocess.fit == "short":
+        scale = min(size) / min(height, width)
+    elif preprocess.fit == "pad":
+        scale = min(down, across)
+    else:
+        scale = max(down, across) / preprocess.crop_ratio
+    return scale, scale
+
+
+def _part(start: float, extent: float, whole: int, size: int) -> tuple[slice, slice]:
+    """Along one axis: the pixels of the picture that a window shows, and the pixels of the output that they fill.
+
+    Both are whole numbers, at least one, so that picture and mask are cut alike; what the window shows of it is moved
+    and stretched for that by less than a pixel.
+    """
+    first = min(max(round(start), 0), whole - 1)
+    last = min(max(round(start + extent), first + 1), whole)
+    scale = size / extent
+    to_first = min(max(round((first - start) * scale), 0), size - 1) if start < 0 else 0
+    to_last = min(max(round((last - start) * scale), to_first + 1), size) if start + extent > whole else size
+    return slice(first, last), slice(to_first, to_last)
+
+
+def _nearest(have: int, want: int) -> Tensor:
+    """For each of `want` pixels the one of `have` that its centre lies in."""
+    return ((torch.arange(want) * 2 + 1) * have).div(2 * want, rounding_mode="floor")
+
+
+def _largest_share(mask: Tensor, window: Window) -> float:
+    """How much of a window's labelled pixels the most frequent class has, by every so many rows and columns."""
+    rows, _ = _part(window.top, window.height, mask.shape[0], 1)
+    columns, _ = _part(window.left, window.width, mask.shape[1], 1)
+    step = max(1, (rows.stop - rows.start) // COUNTED), max(1, (columns.stop - columns.start) // COUNTED)
+    labels = mask.numpy()[rows.start : rows.stop : step[0], columns.start : columns.stop : step[1]]
+    counts = np.bincount(labels.ravel() - IGNORE)[1:]  # IGNORE itself is the first
+    return float(counts.max() / counts.sum()) if counts.any() else 1.0
+
+
+def _affine_moves(
+    height: int, width: int, affine: tuple[float, float, float], draws: list[float]
+) -> Float[Tensor, "H W 2"]:
+    """For each output pixel how far away, in pixels across and down, lies the one that it shows."""
+    degrees, move, zoom = affine
+    turn, across, down, scale = (2 * draw - 1 for draw in draws[:4])
+    angle, size = math.radians(turn * degrees), 1 + zoom * scale
+    x = torch.arange(width) - (width - 1) / 2
+    y = (torch.arange(height) - (height - 1) / 2)[:, None]
+    right, below = x - across * move * width, y - down * move * height
+    cos, sin = math.cos(angle) / size, math.sin(angle) / size
+    return torch.stack([cos * right + sin * below - x, cos * below - sin * right - y], dim=-1)
+
+
+def _waves(height: int, width: int, seed: int) -> Float[Tensor, "H W 2"]:
+    """A smooth random field with a standard deviation of about 1: normal numbers on a coarse grid, interpolated."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.randn(1, 2, WAVES + 1, WAVES + 1, generator=generator)
+    fine = F.interpolate(coarse, scale_factor=8, mode="bicubic", align_corners=True)
+    return F.interpolate(fine, size=(height, width), mode="bilinear", align_corners=True)[0].permute(1, 2, 0)

@@ -1,0 +1,166 @@
+"""How good a model is on images that people have labelled or drawn on: every one of them, none replaced."""
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from swindow.config import from_dict, read_toml
+from swindow.data import DataSource, Images, Scenes, open_data, split_changes
+from swindow.data.masks import MaskConfig
+from swindow.errors import ConfigError, DataError
+from swindow.evaluation.classification import Evaluation, judge_classifier
+from swindow.evaluation.confusions import Confusion
+from swindow.evaluation.pixels import judge_segmenter
+from swindow.evaluation.segmentation import CaseScore, ImageScore, SegmentationEvaluation
+from swindow.images import LIMITS, ImageLimits
+from swindow.inference import ReadyModel, ready
+from swindow.model import Model
+from swindow.progress import Progress, Silent
+from swindow.sliding import Views
+
+__all__ = ["CaseScore", "Confusion", "Evaluation", "ImageScore", "SegmentationEvaluation", "evaluate", "open_split"]
+
+
+def evaluate(
+    model: Model | str | Path,
+    data: str | Path | Images | Scenes | None = None,
+    *,
+    split: str | None = None,
+    batch: int = 64,
+    device: str = "auto",
+    precision: str = "auto",
+    workers: int = 0,
+    limits: ImageLimits = LIMITS,
+    masks: MaskConfig | None = None,
+    views: Views | None = None,
+    surfaces: bool | None = None,
+    progress: Progress | None = None,
+) -> Evaluation | SegmentationEvaluation:
+    """Ask a model about every image of a split and compare with the labels, or with the masks if it is a segmenter.
+
+    Images and scenes are judged as they are given. Data that is opened by name is judged on `split`; without one, on
+    its test split, else its validation split, else all of it. Without data, a run is judged on what it was trained
+    with, divided as it was then. Classes are matched by name.
+
+    Of a classifier, `batch` images are asked at a time and `workers` processes read them. Of a segmenter, `views` says
+    how it looks at a picture and `masks` how masks are read, by default as the run was trained; `surfaces` whether 95 %
+    Hausdorff distances are taken, by default where the data has a background, as medical data does.
+
+    Raises:
+        DataError: an image or mask that cannot be read, no such split, or classes that the model does not have.
+        CheckpointError: there is no usable checkpoint at the path.
+        ConfigError: a model without preprocessing, data for another task than the model's, no such device or precision,
+            or no data for what is no run.
+        TrainingDiverged: the model answers with numbers that are not finite.
+    """
+    if batch < 1:
+        raise ConfigError(f"batch is {batch}; it must be at least 1")
+    asked, progress = ready(model, device=device, precision=precision), progress or Silent()
+    if isinstance(data, (Images, Scenes)):
+        split, images = split or "all", data
+    else:
+        split, images = open_split(asked, model, data, split=split, limits=limits, masks=masks, progress=progress)
+    if not len(images):
+        raise DataError(f"the {split} split has no images; there is nothing to evaluate")
+    _refuse_other_task(asked, images)
+    if isinstance(images, Images):
+        return judge_classifier(asked, images, split=split, batch=batch, workers=workers, progress=progress)
+    views = views or from_dict(Views, _settings(model)[1].get("views", {}))
+    return judge_segmenter(asked, images, split=split, views=views, surfaces=surfaces, progress=progress)
+
+
+def open_split(
+    asked: ReadyModel,
+    model: Model | str | Path,
+    data: str | Path | None = None,
+    *,
+    split: str | None = None,
+    limits: ImageLimits = LIMITS,
+    masks: MaskConfig | None = None,
+    progress: Progress | None = None,
+) -> tuple[str, Images | Scenes]:
+    """The images that `evaluate` judges a model on, and the name of their split; `asked` is `model`, made ready.
+
+    Raises:
+        DataError, ConfigError: as `evaluate`.
+    """
+    run, settings = _settings(model)
+    how, progress = _masks(masks, settings, asked), progress or Silent()
+    if data is None:
+        source = _data_of_run(model, run, settings, how, asked, progress)
+    else:
+        source = _opened(data, asked, limits, how)
+    progress.say(source.describe())
+    return _chosen(source, split)
+
+
+def _settings(model: Model | str | Path) -> tuple[Path | None, dict[str, Any]]:
+    """The run folder that a model comes from, if it does, and its settings."""
+    run = None if isinstance(model, Model) else _run_of(Path(model))
+    return run, {} if run is None else read_toml(run / "config.toml")
+
+
+def _masks(masks: MaskConfig | None, settings: dict[str, Any], asked: ReadyModel) -> MaskConfig:
+    """How masks are read: as asked, else as in the run; intensities as the model knows them, unless that says."""
+    values = {"intensity": asked.preprocess.intensity} | settings.get("masks", {})
+    return masks or from_dict(MaskConfig, values)
+
+
+def _opened(data: str | Path, asked: ReadyModel, limits: ImageLimits, masks: MaskConfig) -> DataSource:
+    """Data by its name; nothing is held out of it, since nothing is trained on it."""
+    channels, task = asked.preprocess.channels, _task(asked)
+    return open_data(data, channels=channels, limits=limits, for_training=False, task=task, masks=masks)
+
+
+def _data_of_run(
+    model: Model | str | Path,
+    run: Path | None,
+    settings: dict[str, Any],
+    masks: MaskConfig,
+    asked: ReadyModel,
+    progress: Progress,
+) -> DataSource:
+    """The data that a run was trained with, divided as it was then."""
+    if run is None:
+        what = "a model at hand" if isinstance(model, Model) else f"{model}, which is no run folder"
+        raise ConfigError(f"no data to judge {what} on; name a folder, table or data set")
+    recorded = run / "split.json"
+    record = json.loads(recorded.read_text(encoding="utf-8")) if recorded.exists() else None
+    source = open_data(
+        settings["data"],
+        channels=settings["channels"],
+        seed=settings["seed"],
+        val_fraction=settings["val_fraction"],
+        limits=ImageLimits(max_pixels=settings["max_pixels"]),
+        split_record=record,
+        task=_task(asked),
+        masks=masks,
+    )
+    for change in split_changes(source, record) if record else ():
+        progress.say(f"the data is not what the run was trained with: {change}")
+    return source
+
+
+def _run_of(path: Path) -> Path | None:
+    """The run folder that a path leads to: itself, or one that its checkpoint lies in."""
+    return next((folder for folder in (path, *path.parents[:2]) if (folder / "config.toml").is_file()), None)
+
+
+def _chosen(source: DataSource, split: str | None) -> tuple[str, Images | Scenes]:
+    if split is None:
+        split = next(name for name in ("test", "val", "train") if name in source.splits())
+    images = source.split(split)
+    return ("all" if list(source.splits()) == ["train"] else split), images
+
+
+def _task(asked: ReadyModel) -> Literal["classify", "segment"]:
+    return "segment" if asked.model.task == "segment" else "classify"
+
+
+def _refuse_other_task(asked: ReadyModel, images: Images | Scenes) -> None:
+    wanted, given = asked.model.task, "classify" if isinstance(images, Images) else "segment"
+    if wanted != given:
+        raise ConfigError(
+            f"{asked.model.config.name} is to {wanted} and the data is to {given}: it has "
+            + ("one label an image; give a classifier" if given == "classify" else "masks; give a segmentation model")
+        )

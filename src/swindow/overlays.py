@@ -1,0 +1,319 @@
+"""Classes drawn over their picture: filled and outlined, explained by a legend, truth beside prediction.
+
+Areas are tinted in the colours of their classes and outlined in the same colour, so that a region of few pixels is seen
+as well. Where one class is the background, it is left as the picture is and the others are tinted lightly. Pixels that
+do not count are hatched in grey.
+
+Small pictures are enlarged by whole factors with their pixels visible. Large ones are reduced, a strip of rows at a
+time; in a displayed pixel that holds several classes the rarest of the mask is shown, so nothing small is lost.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int, Integer
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from swindow import sheets
+from swindow.data.legends import BACKGROUND, RGB, palette
+from swindow.errors import ConfigError, ShapeError
+from swindow.rasters import InMemory, Raster
+from swindow.shapes import IGNORE, Pixels
+from swindow.sheets import CARD, FAINT, GAP, INK, PAD, PAPER, clean, font, shortened, to_picture
+
+TINT, LIGHT_TINT = 0.5, 0.3
+"""How much of an area's colour is that of its class; the second where the background is left alone."""
+GREY: RGB = (128, 128, 128)
+"""Of what does not count."""
+SIDE = 320
+"""Longest side of a picture in a comparison."""
+MOST_ENTRIES = 40
+STRIP = 2**20  # pixels of a picture or mask in the works at once
+
+Labels = Int[Tensor, "rows columns"] | Integer[np.ndarray, "rows columns"]
+
+
+class Compared(NamedTuple):
+    """A picture with what is true of it and what was answered."""
+
+    pixels: Pixels | Raster
+    truth: Labels
+    answer: Labels
+    title: str = ""
+    note: str = ""
+
+
+def overlay(
+    pixels: Pixels | Raster,
+    mask: Labels,
+    colours: Sequence[RGB],
+    *,
+    side: int | None = None,
+    background: int | None = None,
+) -> Image.Image:
+    """The classes of `mask` (indices into `colours`, and `IGNORE`) over the picture that they belong to.
+
+    `side` is the longest side in pixels that the result may have; None keeps the picture's size. `background` is the
+    class to leave as it is.
+
+    Raises:
+        ShapeError: a mask of another size than the picture.
+        ConfigError: a mask with more classes than there are colours.
+    """
+    raster = pixels if isinstance(pixels, Raster) else InMemory(pixels)
+    if tuple(mask.shape) != (raster.height, raster.width):
+        raise ShapeError(
+            f"a mask of {_sides(*mask.shape)} on a picture of {_sides(raster.height, raster.width)} pixels"
+        )
+    values = _array(mask)
+    if values.max() >= len(colours) or values.min() < IGNORE:
+        raise ConfigError(f"a mask with labels from {values.min()} to {values.max()} for {len(colours)} colours")
+    shown = reduced(raster, side).convert("RGB")
+    labels = _labels_at(values, (shown.height, shown.width))
+    paint = Image.fromarray(np.array([*colours, GREY], np.uint8)[labels])
+    return Image.composite(paint, shown, Image.fromarray(_strength(labels, len(colours), background)))
+
+
+def reduced(pixels: Pixels | Raster, side: int | None) -> Image.Image:
+    """The picture with its longest side at most `side`: smaller ones enlarged by a whole factor, larger ones reduced.
+
+    Two channels show as the first in grey, four or more as the first three in colour.
+    """
+    raster = pixels if isinstance(pixels, Raster) else InMemory(pixels)
+    size = _drawn_size(raster.height, raster.width, side)
+    down, across = max(1, raster.height // size[0]), max(1, raster.width // size[1])
+    rows = down * max(1, STRIP // (down * raster.width))
+    strips = [
+        to_picture(raster.window(top, 0, min(rows, raster.height - top), raster.width)).reduce((across, down))
+        for top in range(0, raster.height, rows)
+    ]
+    small = Image.new(strips[0].mode, (strips[0].width, sum(strip.height for strip in strips)))
+    top = 0
+    for strip in strips:
+        small.paste(strip, (0, top))
+        top += strip.height
+    how = Image.Resampling.NEAREST if size[0] > raster.height else Image.Resampling.LANCZOS
+    part = (0, 0, raster.width / across, raster.height / down)  # the last cells may reach beyond the picture
+    return small if small.size == size[::-1] == part[2:] else small.resize(size[::-1], how, box=part)
+
+
+def legend(
+    classes: Sequence[str],
+    colours: Sequence[RGB],
+    shares: Sequence[float] | None = None,
+    *,
+    width: int = 360,
+    ignored: float = 0.0,
+) -> Image.Image:
+    """Names beside their colours, in columns; with `shares` (0..1) those above 0 only, the largest first.
+
+    At most 40 are named. `ignored` is the share that does not count, which then has a line of its own.
+    """
+    entries = list(_entries(classes, colours, shares, ignored))
+    lengths = [font(12).getlength(name) + (font(12).getlength(said) + 8 if said else 0) for name, said, _ in entries]
+    column = min(max(math.ceil(max(lengths, default=0)) + 20 + GAP, 90), width)
+    columns = max(1, min(width // column, len(entries)))
+    rows = math.ceil(len(entries) / columns)
+    paper = Image.new("RGB", (width, max(rows * 19, 1)), PAPER)
+    draw = ImageDraw.Draw(paper)
+    for place, (name, said, colour) in enumerate(entries):
+        left, top = place // rows * column, place % rows * 19
+        _write_entry(draw, (left, top), (name, said), colour, column - GAP)
+    return paper
+
+
+def with_legend(picture: Image.Image, key: Image.Image, *, title: str = "") -> Image.Image:
+    """A picture on paper, its title above and its legend below."""
+    head = 24 if title else 0
+    width, margin = max(picture.width, key.width), 12
+    paper = Image.new("RGB", (width + 2 * margin, head + picture.height + key.height + 3 * margin), PAPER)
+    if title:
+        text = shortened(clean(title), width, font(13))
+        ImageDraw.Draw(paper).text((margin, margin - 2), text, font=font(13), fill=INK)
+    paper.paste(picture, (margin, margin + head))
+    paper.paste(key, (margin, picture.height + head + 2 * margin))
+    return paper
+
+
+def comparison(
+    pixels: Pixels | Raster,
+    truth: Labels,
+    answer: Labels,
+    colours: Sequence[RGB],
+    *,
+    side: int = SIDE,
+    background: int | None = None,
+) -> Image.Image:
+    """Side by side: the picture, the true classes over it, the answered ones over it."""
+    panels = _panels(pixels, truth, answer, colours, side, background)
+    return _side_by_side(panels, panels[0].width)
+
+
+def comparison_sheet(
+    rows: Iterable[Compared],
+    classes: Sequence[str],
+    colours: Sequence[RGB],
+    *,
+    side: int = SIDE,
+    background: int | None = None,
+    heading: str = "",
+) -> Image.Image:
+    """Truth beside prediction: one picture a row, under its title and note, and a legend of the classes that occur."""
+    drawn, seen = [], np.zeros(len(classes) + 1, np.int64)
+    for row in rows:
+        panels = _panels(row.pixels, row.truth, row.answer, colours, side, background)
+        drawn.append((row.title, row.note, panels))
+        seen += _counted(_array(row.truth), len(classes)) + _counted(_array(row.answer), len(classes))
+    column = max([panels[0].width for *_, panels in drawn] + [150])
+    width = 3 * column + 2 * GAP
+    there = [place for place in range(len(classes)) if seen[place]]
+    key = legend([classes[i] for i in there], [colours[i] for i in there], width=width, ignored=float(seen[-1] > 0))
+    top = PAD + (30 if heading else 0) + 20
+    height = top + sum(46 + panels[0].height + GAP for *_, panels in drawn) + key.height + PAD
+    paper = Image.new("RGB", (width + 2 * PAD, height), PAPER)
+    draw = ImageDraw.Draw(paper)
+    sheets.write(draw, (PAD, PAD), heading, width, size=16)
+    for place, name in enumerate(("picture", "truth", "prediction")):
+        sheets.write(draw, (PAD + place * (column + GAP), top - 20), name, column, size=12, colour=FAINT)
+    for title, note, panels in drawn:
+        draw.line((PAD, top, PAD + width, top), fill=CARD, width=2)
+        sheets.write(draw, (PAD, top + 4), title, width)
+        sheets.write(draw, (PAD, top + 22), note, width, size=11, colour=FAINT)
+        paper.paste(_side_by_side(panels, column), (PAD, top + 44))
+        top += 46 + panels[0].height + GAP
+    paper.paste(key, (PAD, top))
+    return paper
+
+
+def colours_of(classes: Sequence[str], colours: Sequence[RGB] | None) -> tuple[RGB, ...]:
+    """A model's colours, or where it has none, different ones for its classes; the background is black then."""
+    return tuple(colours) if colours is not None else palette(len(classes), background_of(classes))
+
+
+def background_of(classes: Sequence[str]) -> int | None:
+    """The class that is no object, by its name."""
+    return next((place for place, name in enumerate(classes) if name.lower() in BACKGROUND), None)
+
+
+def _panels(
+    pixels: Pixels | Raster, truth: Labels, answer: Labels, colours: Sequence[RGB], side: int, background: int | None
+) -> list[Image.Image]:
+    drawn = [overlay(pixels, mask, colours, side=side, background=background) for mask in (truth, answer)]
+    return [reduced(pixels, side).convert("RGB"), *drawn]
+
+
+def _side_by_side(panels: Sequence[Image.Image], column: int) -> Image.Image:
+    paper = Image.new("RGB", (len(panels) * (column + GAP) - GAP, panels[0].height), PAPER)
+    for place, panel in enumerate(panels):
+        paper.paste(panel, (place * (column + GAP), 0))
+    return paper
+
+
+def _entries(
+    classes: Sequence[str], colours: Sequence[RGB], shares: Sequence[float] | None, ignored: float
+) -> Iterator[tuple[str, str, RGB | None]]:
+    """Name, share in words, and colour of each line; no colour is the hatching."""
+    order: Sequence[int] = range(len(classes))
+    if shares is not None:
+        order = sorted((place for place in order if shares[place] > 0), key=lambda place: -shares[place])
+    for place in order[:MOST_ENTRIES]:
+        yield clean(classes[place]), "" if shares is None else _percent(shares[place]), colours[place]
+    if len(order) > MOST_ENTRIES:
+        yield f"and {len(order) - MOST_ENTRIES} more", "", (255, 255, 255)
+    if ignored:
+        yield "not labelled", "" if shares is None else _percent(ignored), None
+
+
+def _percent(share: float) -> str:
+    return "< 0.1 %" if 0 < share < 0.001 else f"{share:.1%}".replace("%", " %")
+
+
+def _write_entry(
+    draw: ImageDraw.ImageDraw, place: tuple[int, int], said: tuple[str, str], colour: RGB | None, room: int
+) -> None:
+    left, top = place
+    box = (left, top + 2, left + 11, top + 13)
+    draw.rectangle(box, fill=colour or GREY, outline=FAINT if colour and min(colour) > 200 else None)
+    if colour is None:
+        draw.line((left, top + 13, left + 11, top + 2), fill="#ffffff")
+    taken = font(12).getlength(said[1]) + 8 if said[1] else 0
+    name = shortened(said[0], round(room - 18 - taken), font(12))
+    draw.text((left + 18, top), name, font=font(12), fill=INK)
+    draw.text((left + 18 + font(12).getlength(name) + 8, top), said[1], font=font(12), fill=FAINT)
+
+
+def _drawn_size(height: int, width: int, side: int | None) -> tuple[int, int]:
+    longest = max(height, width)
+    if side is None:
+        return height, width
+    if longest <= side:
+        return height * (side // longest), width * (side // longest)
+    return max(1, round(height * side / longest)), max(1, round(width * side / longest))
+
+
+def _labels_at(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """int32 labels at the size of a picture that was enlarged by a whole factor or reduced."""
+    if size[0] >= mask.shape[0] and size[1] >= mask.shape[1]:
+        return mask.repeat(size[0] // mask.shape[0], 0).repeat(size[1] // mask.shape[1], 1).astype(np.int32)
+    count = int(mask.max()) + 1
+    labels = np.array([IGNORE, *np.argsort(-_counted(mask, count)[:-1], kind="stable")], np.int32)
+    ranks = np.empty(count + 1, np.int32)  # of IGNORE and of each class: the rarer, the higher
+    ranks[labels + 1] = np.arange(count + 1, dtype=np.int32)
+    rows, columns = (np.arange(cells) * side // cells for cells, side in zip(size, mask.shape, strict=True))
+    found = np.empty(size, np.int32)
+    group = max(1, STRIP // (mask.shape[1] * (mask.shape[0] // size[0] + 1)))
+    for first in range(0, size[0], group):
+        starts = rows[first : first + group]
+        end = rows[first + group] if first + group < size[0] else mask.shape[0]
+        strip = ranks[mask[starts[0] : end].astype(np.int32) + 1]
+        found[first : first + group] = np.maximum.reduceat(
+            np.maximum.reduceat(strip, starts - starts[0], axis=0), columns, axis=1
+        )
+    return labels[found]
+
+
+def _counted(mask: np.ndarray, count: int) -> np.ndarray:
+    """Pixels of each of `count` classes, and of `IGNORE` last; in strips, since counting needs eight bytes a pixel."""
+    total = np.zeros(count + 1, np.int64)
+    rows = max(1, STRIP // mask.shape[1])
+    for top in range(0, mask.shape[0], rows):
+        values = mask[top : top + rows].astype(np.int64).ravel()
+        total += np.bincount(np.where(values < 0, count, values), minlength=count + 1)
+    return total
+
+
+def _strength(labels: np.ndarray, ignored: int, background: int | None) -> np.ndarray:
+    """How much the paint covers of each pixel, uint8: areas by their tint, outlines wholly, hatching."""
+    tint = round(255 * (TINT if background is None else LIGHT_TINT))
+    strength = np.full(labels.shape, tint, np.uint8)
+    strength[_edges(labels, 1 if max(labels.shape) < 400 else 2)] = 255
+    if background is not None:
+        strength[labels == background] = 0
+    out = labels == IGNORE
+    if out.any():
+        rows, columns = np.ogrid[: labels.shape[0], : labels.shape[1]]
+        strength[out] = np.where((rows + columns) % 8 < 2, 230, 90).astype(np.uint8)[out]
+    return strength
+
+
+def _edges(labels: np.ndarray, thickness: int) -> np.ndarray:
+    """Where another label is at most `thickness` pixels away along a row or column."""
+    edges = np.zeros(labels.shape, bool)
+    for step in range(1, thickness + 1):
+        down, across = labels[step:] != labels[:-step], labels[:, step:] != labels[:, :-step]
+        edges[step:] |= down
+        edges[:-step] |= down
+        edges[:, step:] |= across
+        edges[:, :-step] |= across
+    return edges
+
+
+def _array(mask: Labels) -> np.ndarray:
+    return mask.cpu().numpy() if isinstance(mask, Tensor) else mask
+
+
+def _sides(height: int, width: int) -> str:
+    return f"{height} × {width}"

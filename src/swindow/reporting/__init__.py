@@ -1,0 +1,138 @@
+"""A training run or an evaluation as one page that needs nothing else: what was learned, how, and where it fails."""
+
+import csv
+import dataclasses
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor
+
+from swindow.checkpoints.files import write_atomic
+from swindow.data import Images, Scenes
+from swindow.errors import ConfigError, DataError
+from swindow.evaluation import Evaluation, SegmentationEvaluation
+from swindow.reporting import classification, segmentation
+from swindow.reporting.page import read_metrics, run_title
+from swindow.reporting.progress import Answer, draw_progress, fixed_rows, forget_progress, read_progress, write_progress
+
+__all__ = [
+    "draw_progress",
+    "fixed_rows",
+    "forget_progress",
+    "read_metrics",
+    "read_progress",
+    "write_evaluation",
+    "write_progress",
+    "write_report",
+]
+
+
+def write_report(
+    run: str | Path,
+    *,
+    evaluation: Evaluation | SegmentationEvaluation,
+    images: Images | Scenes,
+    batch: UInt8[Tensor, "B C h w"] | None,
+    labels: Int64[Tensor, " B"] | Float[Tensor, "B K"] | Int64[Tensor, "B h w"] | None,
+    classes: Sequence[str],
+    facts: Mapping[str, Any],
+    answer: Answer | None = None,
+) -> Path:
+    """Write ``report.html`` into a run folder, from its files and what is handed in; return its path.
+
+    `images` are those of `evaluation`, in its order. `batch` is a training batch after augmentation, in pixels, with
+    its `labels` or masks in `classes`. Of `facts` the page tells: data, model, recipe, parameters, seconds, steps,
+    epochs, stopped_by, skipped_images, peak_memory_gib, device.
+
+    A segmenter's page shows pictures with what it sees in them: `answer` gives the classes of a row of `images`, at its
+    size, in the model's classes; it is asked about few of them. What `write_progress` kept is shown as well.
+
+    Raises:
+        DataError: `images` are not those that were evaluated.
+        ConfigError: images and evaluation are of different tasks, or a segmenter's `answer` is missing.
+    """
+    run = Path(run)
+    _refuse_others(evaluation, images)
+    match evaluation, images:
+        case Evaluation(), Images():
+            page = classification.run_page(run, evaluation, images, batch, labels, classes, facts)
+        case SegmentationEvaluation(), Scenes():
+            page = segmentation.run_page(run, evaluation, images, batch, labels, classes, facts, _needed(answer))
+        case _:
+            raise _unlike(evaluation, images)
+    write_atomic(run / "report.html", page)
+    return run / "report.html"
+
+
+def write_evaluation(
+    folder: str | Path,
+    evaluation: Evaluation | SegmentationEvaluation,
+    images: Images | Scenes,
+    answer: Answer | None = None,
+    facts: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write what an evaluation found into a folder, which is made if need be; return the page's path.
+
+    ``evaluation.html`` shows all of it, ``figures.json`` holds the summary, ``per_class.csv`` the scores of every class
+    and, of a segmenter, ``per_image.csv`` and ``per_case.csv`` those of every image and case. Files of an earlier
+    evaluation are replaced. `images`, `answer` and `facts` are as in `write_report`.
+
+    Raises:
+        DataError, ConfigError: as `write_report`, or the folder cannot be written.
+    """
+    folder, facts = Path(folder), facts or {}
+    _refuse_others(evaluation, images)
+    title = run_title(facts, folder)
+    match evaluation, images:
+        case Evaluation(), Images():
+            page, tables = classification.evaluation_page(title, evaluation, images, facts), {}
+        case SegmentationEvaluation(), Scenes():
+            page = segmentation.evaluation_page(title, evaluation, images, facts, _needed(answer))
+            tables = segmentation.tables(evaluation)
+        case _:
+            raise _unlike(evaluation, images)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, rows in {
+            "per_class.csv": [dataclasses.asdict(row) for row in evaluation.per_class],
+            **tables,
+        }.items():
+            write_atomic(folder / name, _csv(rows))
+        write_atomic(folder / "figures.json", json.dumps(evaluation.summary(), indent=1, ensure_ascii=False) + "\n")
+        write_atomic(folder / "evaluation.html", page)
+    except OSError as error:
+        raise ConfigError(f"{folder}: cannot write here ({error.strerror}); give another folder") from error
+    return folder / "evaluation.html"
+
+
+def _refuse_others(evaluation: Evaluation | SegmentationEvaluation, images: Images | Scenes) -> None:
+    if len(images) != evaluation.count:
+        raise DataError(f"{len(images)} images for an evaluation of {evaluation.count}; give the split that it judged")
+
+
+def _unlike(evaluation: Evaluation | SegmentationEvaluation, images: Images | Scenes) -> ConfigError:
+    return ConfigError(
+        f"{type(images).__name__} for a page of {type(evaluation).__name__}; give Images of a classifier's evaluation "
+        "and Scenes of a segmenter's"
+    )
+
+
+def _needed(answer: Answer | None) -> Answer:
+    if answer is None:
+        raise ConfigError(
+            "a segmenter's page shows its answers; give `answer`, which tells the classes of a row's image"
+        )
+    return answer
+
+
+def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A table with a line for each row; what there is none of is left empty."""
+    content = io.StringIO()
+    writer = csv.DictWriter(content, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return content.getvalue()
