@@ -1,8 +1,13 @@
-"""Writes docs/models.md: every variant, what it costs, whose weights there are, whose formats it goes into and out of.
+"""Writes docs/models.md: every variant, what it costs, whose weights there are, whose formats it goes into and out of;
+segmenters, and the fields of their heads.
 
 python docs/models_table.py            writes the page; a test compares it with what this would write
 """
 
+import ast
+import dataclasses
+import inspect
+import itertools
 from pathlib import Path
 
 import torch
@@ -11,6 +16,7 @@ from swindow.backbones import VARIANTS
 from swindow.checkpoints.formats import FORMATS
 from swindow.checkpoints.hub import NAMED
 from swindow.counting import count
+from swindow.heads import SegmenterConfig, UNetConfig, UperNetConfig
 from swindow.model import build
 
 PAGE = Path(__file__).with_name("models.md")
@@ -22,7 +28,34 @@ paper (`swindow info NAME --size H W` counts at any other). Published weights lo
 `swindow.load("swin_tiny.ms_in1k")`; formats are those that tests prove in both directions against the other library,
 or, for Microsoft's and OpenMMLab's, against an independent model of their names and equations.
 
+[Segmenters](#segmenters) put a UPerNet or a U-Net decoder behind any of them: `upernet_swin_tiny`, `unet_swin_micro`.
+
 This page is written by `python docs/models_table.py`.
+"""
+SEGMENTERS = """
+## Segmenters
+
+Any variant above after `upernet_` ([Xiao et al. 2018](https://arxiv.org/abs/1807.10221), 150 classes) or `unet_`
+([Swin-Unet's decoder](https://arxiv.org/abs/2105.05537), 9 classes) names the class of every pixel, of images of any
+size. A ViT's maps of one size become a pyramid first ([ViTDet](https://arxiv.org/abs/2203.16527), section 3).
+`swin_unet` is the published model; `swin_unet_v2` is ours, with V2's blocks. `swindow models 'upernet_*'` lists and
+counts all. MACs as the papers count them: UPerNet computes the same in little more than half as many
+(`swindow.heads.enlarging`).
+
+| model | parameters | G MACs | at | formats |
+|---|---:|---:|---:|---|
+"""
+NAMES = (
+    *(f"upernet_swin_{size}" for size in ("tiny", "small", "base", "large")),
+    *(f"upernet_swin_v2_{size}" for size in ("tiny_w8", "base_w8")),
+    *("upernet_vit_base", "upernet_resnet_50"),
+    *("swin_unet", "swin_unet_v2", "unet_resnet_50", "unet_swin_micro"),
+)
+FIELDS = """
+### Fields of their heads
+
+Keywords of `swindow.build` like those of the backbone, and of `--fields` in `swindow train`. A loss's weight is what it
+is multiplied with before the losses are added; a pixel labelled as ignored counts in none of them.
 """
 ABOUT = {
     "swin": ("Swin", "[Liu et al. 2021](https://arxiv.org/abs/2103.14030); S3: [Chen et al. 2021]"
@@ -43,14 +76,20 @@ def page() -> str:
     """The page as Markdown."""
     parts = [HEAD]
     for kind, (title, about) in ABOUT.items():
-        formats = (
-            ", ".join(dict.fromkeys(form.name for form in FORMATS if kind in form.kinds and "classifier" in form.heads))
-            or "swindow only"
-        )
-        parts.append(f"\n## {title}\n\n{about}.\nFormats: {formats}.\n")
+        parts.append(f"\n## {title}\n\n{about}.\nFormats: {formats(kind, 'classifier')}.\n")
         parts.append("| variant | parameters | G MACs | at | published weights |\n|---|---:|---:|---:|---|")
         parts += [row(name) for name, config in VARIANTS.items() if config.kind == kind]
-    return "\n".join(parts) + "\n"
+    parts.append(SEGMENTERS + "\n".join(map(segmenter_row, NAMES)))
+    parts.append(FIELDS)
+    for title, head in (("Both", SegmenterConfig), ("UPerNet", UperNetConfig), ("U-Net", UNetConfig)):
+        parts.append(f"| {title} | default | |\n|---|---|---|\n" + "\n".join(field_rows(head)) + "\n")
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def formats(kind: str, head: str) -> str:
+    """Names of the formats that hold a family with a head."""
+    named = dict.fromkeys(form.name for form in FORMATS if kind in form.kinds and head in form.heads)
+    return ", ".join(named) or "swindow only"
 
 
 def row(name: str) -> str:
@@ -61,6 +100,30 @@ def row(name: str) -> str:
     counts = count(model, size)
     tags = [f"`.{entry.name.split('.')[1]}`" for entry in NAMED.values() if entry.name.split(".")[0] == name]
     return f"| `{name}` | {counts.parameters:,} | {counts.macs / 1e9:,.2f} | {size} | {' '.join(tags)} |"
+
+
+def segmenter_row(name: str) -> str:
+    """A segmenter's line of the table."""
+    with torch.device("meta"):
+        model = build(name)
+    shape, head = model.config.backbone, model.config.head
+    size = 512 if head.kind == "upernet" else 224
+    counts = count(model, size)
+    held = formats(shape.kind, head.kind) if len(shape.channels) == 4 else "swindow only"  # as those classes have it
+    return f"| `{name}` | {counts.parameters:,} | {counts.macs / 1e9:,.2f} | {size} | {held} |"
+
+
+def field_rows(head: type) -> list[str]:
+    """A line for each field that a head's config adds to its parent's or changes: name, default, docstring."""
+    body = next(node.body for node in ast.parse(inspect.getsource(head)).body if isinstance(node, ast.ClassDef))
+    values = {field.name: field.default for field in dataclasses.fields(head)}
+    lines = []
+    for node, after in itertools.pairwise(body):
+        documented = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and documented:
+            about = " ".join(str(after.value.value).replace("``", "`").split())
+            lines.append(f"| `{node.target.id}` | `{values[node.target.id]!r}` | {about} |")
+    return lines
 
 
 if __name__ == "__main__":

@@ -196,6 +196,16 @@ def test_data_check_names_what_is_wrong(tmp_path, capsys):
     assert "cut.png" in capsys.readouterr().out
 
 
+def test_data_check_of_masks_takes_the_flags_that_training_takes(segmenting, capsys):
+    data = segmenting / "data"
+    assert call("data", "check", data, "--masks.case", r"^(p\d+)") == 0
+    assert call("data", "check", data, "--masks.case", r"^(q\d+)") == 1
+    assert "q" in (said := capsys.readouterr().out)
+    assert "p00-0" in said
+    assert call("data", "check", data, "--masks.ignore-index", "0") == 1  # then 255 is of no class
+    assert "255" in capsys.readouterr().out
+
+
 def test_flags_beat_the_file_and_the_file_beats_the_recipe(tmp_path):
     class_folders(tmp_path / "data")
     (tmp_path / "some.toml").write_text("epochs = 1\nseed = 5\n[optim]\nlr = 0.25\nwarmup = 0.2\n")

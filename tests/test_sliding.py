@@ -1,5 +1,6 @@
 """A window that slides: every pixel answered once, the same as by definition, in the memory that was allowed."""
 
+import dataclasses
 import subprocess
 import sys
 
@@ -44,13 +45,24 @@ def by_definition(asked, pixels, *, overlap, weight):
     for top in tops:
         for left in lefts:
             part = pixels[None, :, top : top + tall, left : left + wide]
-            logits = asked.model(resize(part)).double()
+            logits = in_the_middle(asked, resize.resize(part)).double()
             logits = nn.functional.interpolate(logits, size=(tall, wide), mode="bilinear", align_corners=False)[0]
             here = np.s_[top : top + tall, left : left + wide]
             total[:, here[0], here[1]] += logits * torch.from_numpy(np.outer(rows, columns))
             weights[here] += np.outer(rows, columns)
     assert weights.min() > 0
     return (total / torch.from_numpy(weights)).float()
+
+
+def in_the_middle(asked, pixels):
+    """What a model says about an input in the middle of a window of its mean colour, if it is smaller than one."""
+    whole = asked.preprocess.size
+    spare = [max(side - given, 0) for side, given in zip(whole, pixels.shape[2:], strict=True)]
+    (above, left), (down, right) = (side // 2 for side in spare), (side - side // 2 for side in spare)
+    mean = torch.tensor([round(255 * mean) for mean in asked.preprocess.mean])[None, :, None, None]
+    padded = nn.functional.pad(pixels.int() - mean, (left, right, above, down)) + mean
+    logits = asked.model(asked.preprocess.normalize(padded.to(torch.uint8)))
+    return logits[..., above : logits.shape[2] - down, left : logits.shape[3] - right]
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -143,12 +155,16 @@ def test_batches_change_no_more_than_arithmetic(tiny_segmenter):
         torch.testing.assert_close(answer(tiny_segmenter, pixels, mode="slide", batch=batch), wanted, atol=1e-5, rtol=0)
 
 
-def test_small_pictures_are_taken_as_they_are(tiny_segmenter):
+@torch.no_grad()
+def test_small_pictures_lie_in_the_middle_of_a_window_unless_asked_for_whole(tiny_segmenter):
     for size in ((5, 9), (16, 3), (1, 1)):
         pixels = picture(*size)
-        with torch.no_grad():
-            wanted = tiny_segmenter.model(tiny_segmenter.preprocess.normalize(pixels[None]))[0]
-        assert torch.equal(answer(tiny_segmenter, pixels, mode="slide"), wanted)
+        padded = in_the_middle(tiny_segmenter, pixels[None])[0]
+        own = tiny_segmenter.model(tiny_segmenter.preprocess.normalize(pixels[None]))[0]
+        assert torch.equal(answer(tiny_segmenter, pixels, mode="slide"), padded)
+        assert torch.equal(answer(tiny_segmenter, pixels), padded)
+        assert torch.equal(answer(tiny_segmenter, pixels, mode="whole"), own)
+        assert not torch.equal(own, padded)
 
 
 @settings(max_examples=25)
@@ -237,13 +253,17 @@ def test_whole_pictures_come_back_to_their_own_pixels(fit, size):
 
 def test_the_mode_follows_picture_memory_and_fit():
     native = Segmenter(segmenter(pointwise(), size=(16, 16)))
-    assert native.sees_whole(32, 32)
-    assert not native.sees_whole(33, 32)
-    tight = Segmenter(segmenter(pointwise(), size=(16, 16)), Views(memory=4 * 4 * 31 * 32))
-    assert not tight.sees_whole(32, 32)
+    assert native.sees_whole(16, 16)
+    assert not native.sees_whole(17, 8)
+    short = Segmenter(segmenter(pointwise(), size=(16, 16), fit="short"))
+    assert short.sees_whole(32, 128)
+    assert not short.sees_whole(32, 130)
+    tight = Segmenter(segmenter(pointwise(), size=(16, 16), fit="short"), Views(memory=4 * 4 * 31 * 32))
+    assert not tight.sees_whole(32, 128)
     assert Segmenter(segmenter(pointwise(), fit="squash")).sees_whole(10_000, 10_000)
     zoomed = Segmenter(segmenter(pointwise(), size=(16, 16), zoom=0.5))
-    assert zoomed.sees_whole(64, 64)
+    assert zoomed.sees_whole(32, 32)
+    assert not zoomed.sees_whole(34, 32)
 
 
 def test_windows_are_asked_together_as_far_as_they_are_small():
@@ -282,6 +302,43 @@ def test_more_classes_than_a_byte_holds():
 def test_the_first_of_equal_classes_is_taken_as_argmax_does():
     logits = torch.randint(3, (9, 40, 40), generator=torch.Generator().manual_seed(0)).float()
     assert torch.equal(most_probable(logits), logits.argmax(0))
+    by_pixel = logits.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    assert torch.equal(most_probable(by_pixel), logits.argmax(0))
+    for broken in (logits, by_pixel):
+        broken[4, 3, 3] = torch.nan
+        with pytest.raises(TrainingDiverged):
+            most_probable(broken)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_how_maps_lie_in_memory_changes_nothing(precision):
+    pixels, found = picture(40, 60), []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        asked = dataclasses.replace(segmenter(Laid(local(), layout)), precision=precision)
+        found.append(answer(asked, pixels, mode="slide", batch=1))
+        assert found[-1].dtype == torch.float32
+        labels = Segmenter(asked, Views(mode="slide", batch=1)).labels(InMemory(pixels))
+        np.testing.assert_array_equal(labels, found[-1].argmax(0).numpy())
+    torch.testing.assert_close(*found, atol=0, rtol=0)
+
+
+class Laid(nn.Module):
+    """Layers whose answer lies in memory as it is told to, in the precision of matrix products."""
+
+    def __init__(self, layers, layout):
+        super().__init__()
+        self.layers, self.layout = layers, layout
+
+    def forward(self, images):
+        return self.layers(images).contiguous(memory_format=self.layout)
+
+
+def test_regions_may_be_kept():
+    asked, pixels = dataclasses.replace(segmenter(local()), precision="bf16"), picture(40, 60)
+    kept = list(Segmenter(asked, Views(mode="slide", batch=1)).regions(InMemory(pixels)))
+    wanted = answer(asked, pixels, mode="slide", batch=1)
+    for top, left, logits in kept:
+        torch.testing.assert_close(logits, wanted[:, top : top + logits.shape[1], left : left + logits.shape[2]])
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])

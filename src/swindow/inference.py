@@ -28,12 +28,12 @@ class ReadyModel:
 
     def logits(self, pixels: UInt8[Tensor, "B C h w"]) -> Float[Tensor, "B K *sizes"]:
         """What the model says about images as it takes them, or about each of their pixels, in fp32 on the CPU."""
-        return self.maps(pixels).cpu()
+        return self.maps(pixels).float().cpu()
 
     def maps(self, pixels: UInt8[Tensor, "B C h w"]) -> Float[Tensor, "B K *sizes"]:
-        """The same, left on the model's device."""
+        """The same as it comes: on the model's device, in its precision."""
         with evaluating(self.model), torch.inference_mode(), autocast(self.device, self.precision):
-            return self.model(self.preprocess.normalize(pixels.to(self.device, non_blocking=True))).float()
+            return self.model(self.preprocess.normalize(pixels.to(self.device, non_blocking=True)))
 
 
 def ready(model: Model | str | Path, *, device: str = "auto", precision: str = "auto") -> ReadyModel:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from jaxtyping import Int, Integer
 from PIL import Image, ImageDraw
 from torch import Tensor
@@ -98,6 +99,16 @@ def reduced(pixels: Pixels | Raster, side: int | None) -> Image.Image:
     how = Image.Resampling.NEAREST if size[0] > raster.height else Image.Resampling.LANCZOS
     part = (0, 0, raster.width / across, raster.height / down)  # the last cells may reach beyond the picture
     return small if small.size == size[::-1] == part[2:] else small.resize(size[::-1], how, box=part)
+
+
+def thinned(pixels: Pixels | Raster, mask: Labels, side: int) -> tuple[InMemory, np.ndarray]:
+    """A picture and its mask with a longest side of at most `side`, to draw several overlays of a large one."""
+    raster = pixels if isinstance(pixels, Raster) else InMemory(pixels)
+    if max(raster.height, raster.width) <= side:
+        return InMemory(raster.window(0, 0, raster.height, raster.width)), _array(mask)
+    small = np.array(reduced(raster, side))
+    channels = torch.from_numpy(small)[None] if small.ndim == 2 else torch.from_numpy(small).permute(2, 0, 1)
+    return InMemory(channels), _labels_at(_array(mask), small.shape[:2])
 
 
 def legend(
@@ -254,7 +265,7 @@ def _drawn_size(height: int, width: int, side: int | None) -> tuple[int, int]:
     return max(1, round(height * side / longest)), max(1, round(width * side / longest))
 
 
-def _labels_at(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def _labels_at(mask: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
     """int32 labels at the size of a picture that was enlarged by a whole factor or reduced."""
     if size[0] >= mask.shape[0] and size[1] >= mask.shape[1]:
         return mask.repeat(size[0] // mask.shape[0], 0).repeat(size[1] // mask.shape[1], 1).astype(np.int32)

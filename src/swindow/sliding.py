@@ -2,7 +2,9 @@
 
 Windows lie evenly from edge to edge, with at least the asked overlap (as nnU-Net places them; windows of one step that
 end with one moved back inside would be as many, but the last two would overlap most, and that overlap is what has to be
-kept). A picture smaller than the window along a side is taken as it is along that side: models take any size.
+kept). A picture smaller than the window along a side is put into the middle of one, in the mean colour, as training
+does with it: a small model learns where padding begins, and is lost at other sizes (docs/log.md). Only ``mode="whole"``
+shows a picture at its own size, whatever that is.
 
 A pixel's logits are the weighted mean over the windows that cover it. Weights are products of one factor a row and one
 a column, so each window's are divided by the sums beforehand, and where a single window covers a pixel they are 1.
@@ -31,7 +33,7 @@ from swindow.preprocess import Preprocess
 from swindow.rasters import Raster
 
 WHOLE = 4
-"""Pictures of at most so many times the area of a window are seen whole, unless a mode is asked for."""
+"""Pictures of at most so many times the area of a window are seen whole where that is how the model was judged."""
 _AT_ONCE = 512 * 512  # pixels of small windows or pictures that are asked together
 
 
@@ -40,8 +42,9 @@ class Views:
     """How a segmenter looks at a picture."""
 
     mode: Literal["auto", "whole", "slide"] = "auto"
-    """The whole picture at once, or a window at a time; auto slides over pictures of more than four windows' area, or
-    whose logits would not fit `memory`, where the model was trained on windows (preprocess fit native or short)."""
+    """The whole picture at once, at its own size; or a window at a time. auto is windows where the model was trained on
+    them (preprocess fit native), and where it was judged on whole pictures (short) also for those of more than four
+    windows' area or whose logits would not fit `memory`."""
     overlap: float = 1 / 3
     """Share of a window's side that it has in common with the next, at least."""
     weight: Literal["gaussian", "plain"] = "gaussian"
@@ -70,7 +73,7 @@ class Views:
 
 
 class Region(NamedTuple):
-    """Finished logits of a rectangle of a picture; valid until the next one is asked for."""
+    """Finished logits of a rectangle of a picture."""
 
     top: int
     left: int
@@ -108,14 +111,15 @@ class Segmenter:
     def regions(self, raster: Raster, *, on_cpu: bool = True) -> Iterator[Region]:
         """Logits of the whole picture, at its own pixels, in rectangles that do not overlap and miss nothing.
 
-        With ``on_cpu=False`` they stay on the model's device.
+        With ``on_cpu=False`` they stay on the model's device, and are valid until the next one is asked for.
 
         Raises:
             DataError: pixels that cannot be read.
         """
         found = self._whole(raster) if self.sees_whole(raster.height, raster.width) else self._slide(raster)
         for region in found:
-            yield Region(region.top, region.left, region.logits.cpu()) if on_cpu else region
+            yield Region(region.top, region.left, region.logits.to("cpu", copy=True)) if on_cpu else region
+            del region  # or its window would stay in memory while the next is asked for
 
     def labels(self, raster: Raster, out: np.ndarray | None = None) -> np.ndarray:
         """The most probable class of each pixel, ``h w``, as uint8 (uint16 above 255 classes).
@@ -132,13 +136,13 @@ class Segmenter:
         for region in self.regions(raster, on_cpu=False):
             labels = most_probable(region.logits).cpu().numpy()
             out[region.top : region.top + labels.shape[0], region.left : region.left + labels.shape[1]] = labels
-            del region  # or its window would stay in memory while the next is asked for
+            del region
         return out
 
     def logits(self, raster: Raster) -> Float[Tensor, "K h w"]:
         """The logits of a whole picture in one tensor; of a large one they take K × h × w × 4 bytes."""
         out = torch.empty(self.num_classes, raster.height, raster.width)
-        for top, left, logits in self.regions(raster):
+        for top, left, logits in self.regions(raster, on_cpu=False):
             out[:, top : top + logits.shape[1], left : left + logits.shape[2]] = logits
         return out
 
@@ -147,9 +151,12 @@ class Segmenter:
         if self.views.mode != "auto":
             return self.views.mode == "whole"
         preprocess = self.asked.preprocess
-        if preprocess.fit not in ("native", "short"):
+        size = preprocess.input_size(height, width)
+        if preprocess.fit == "native":
+            return size[0] <= preprocess.size[0] and size[1] <= preprocess.size[1]
+        if preprocess.fit != "short":
             return True
-        area = math.prod(preprocess.input_size(height, width))
+        area = math.prod(size)
         return area <= WHOLE * math.prod(preprocess.size) and 4 * self.num_classes * area <= self.views.memory
 
     def at_once(self, height: int, width: int) -> int:
@@ -160,10 +167,10 @@ class Segmenter:
 
     def see(self, pixels: UInt8[Tensor, "B C H W"]) -> Float[Tensor, "B K H W"]:
         """What the model says about inputs as it takes them; the log of the mean probability over several views."""
-        scales, size = self.views.scales, (pixels.shape[2], pixels.shape[3])
-        views = [(scale, mirrored) for scale in scales for mirrored in ((False, True) if self.views.flip else (False,))]
-        if views == [(1.0, False)]:
-            return self.asked.maps(pixels)
+        if self._once:
+            return self._maps(pixels).float()
+        size = (pixels.shape[2], pixels.shape[3])
+        views = list(itertools.product(self.views.scales, (False, True) if self.views.flip else (False,)))
         total: Tensor | None = None
         with torch.inference_mode():
             for scale, mirrored in views:
@@ -183,13 +190,31 @@ class Segmenter:
         for top in range(0, height, rows):
             yield Region(top, 0, _band(maps, self.asked.preprocess, size, top, min(top + rows, height)))
 
+    @property
+    def _once(self) -> bool:
+        """Whether there is but one view of everything."""
+        return self.views.scales == (1.0,) and not self.views.flip
+
     def _seen(self, pixels: Tensor, size: tuple[int, int], scale: float, mirrored: bool) -> Tensor:
         """Logits of one view, brought back to the input's pixels."""
         other = (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
         seen = _fitted(self.asked.preprocess, other).resize(pixels)
-        maps = self.asked.maps(seen.flip(-1) if mirrored else seen)
+        maps = self._maps(seen.flip(-1) if mirrored else seen).float()
         maps = maps.flip(-1) if mirrored else maps
         return maps if other == size else F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+
+    def _maps(self, pixels: UInt8[Tensor, "B C H W"]) -> Float[Tensor, "B K H W"]:
+        """The model's logits of inputs, in its precision; of those smaller than a window, from the middle of one."""
+        preprocess, (height, width) = self.asked.preprocess, (pixels.shape[2], pixels.shape[3])
+        rows, columns = max(height, preprocess.size[0]), max(width, preprocess.size[1])
+        own = self.views.mode == "whole" or preprocess.fit not in ("native", "short")
+        if own or (rows, columns) == (height, width):
+            return self.asked.maps(pixels)
+        top, left = (rows - height) // 2, (columns - width) // 2
+        colour = pixels.new_tensor([round(255 * mean) for mean in preprocess.mean])[:, None, None]
+        canvas = colour.expand(len(pixels), -1, rows, columns).contiguous()
+        canvas[..., top : top + height, left : left + width] = pixels
+        return self.asked.maps(canvas)[..., top : top + height, left : left + width]
 
     def _usable(self, out: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         if out.shape != size or out.dtype.kind not in "iu" or np.iinfo(out.dtype).max < self.num_classes - 1:
@@ -209,13 +234,19 @@ class Segmenter:
         for strip in grid.strips(self.num_classes, self.views.memory):
             yield from self._strip(raster, grid, strip)
 
+    def _window_maps(self, grid: "_Grid", pixels: Tensor) -> Tensor:
+        """Logits of windows at their own pixels; in the model's precision where nothing is computed with them."""
+        if self._once and grid.seen.size == grid.window:
+            return self._maps(pixels)
+        return grid.seen.restore(self.see(grid.seen.resize(pixels)), grid.window)
+
     def _strip(self, raster: Raster, grid: "_Grid", strip: "_Strip") -> Iterator[Region]:
-        sums = _Sums(grid, strip, self.num_classes, self.asked.device)
+        sums = _Sums(grid, strip)
         places = [(row, column) for row in range(len(grid.rows.starts)) for column in range(strip.begin, strip.end)]
         batch = self.at_once(*grid.seen.size)
         for first in range(0, len(places), batch):
             chosen = places[first : first + batch]
-            maps = grid.seen.restore(self.see(grid.seen.resize(grid.read(raster, chosen))), grid.window)
+            maps = self._window_maps(grid, grid.read(raster, chosen))
             for number, (row, column) in enumerate(chosen):
                 finished = sums.add(maps[number], row, column)
                 if finished is not None:
@@ -225,20 +256,25 @@ class Segmenter:
 
 
 def most_probable(logits: Float[Tensor, "K h w"]) -> Int64[Tensor, "h w"]:
-    """The class of the largest logit of each pixel, the first of equals; twice as fast as ``argmax(0)``, no copies.
+    """The class of the largest logit of each pixel, the first of equals.
 
     Raises:
         TrainingDiverged: logits that are not finite.
     """
     with torch.inference_mode():
-        best = logits[0].clone()
-        labels = torch.zeros_like(best, dtype=torch.int64)
-        for k in range(1, len(logits)):
-            labels.masked_fill_(logits[k] > best, k)
-            torch.maximum(best, logits[k], out=best)  # what is not a number stays so
+        best, labels = logits.max(dim=0) if _by_pixel(logits) else _largest(logits)
         if not bool(best.isfinite().all()):
             raise TrainingDiverged("the model's answer is not finite; try precision fp32, or an earlier checkpoint")
     return labels
+
+
+def _largest(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """``logits.max(dim=0)``, in half the time where each class lies by itself."""
+    best, labels = logits[0].clone(), torch.zeros_like(logits[0], dtype=torch.int64)
+    for k in range(1, len(logits)):
+        labels.masked_fill_(logits[k] > best, k)
+        torch.maximum(best, logits[k], out=best)  # what is not a number stays so
+    return best, labels
 
 
 class _Axis(NamedTuple):
@@ -321,21 +357,30 @@ class _Grid:
 
 
 class _Sums:
-    """Weighted sums of the windows of a strip, as far as later windows add to them."""
+    """Weighted sums of the windows of a strip, as far as later windows add to them.
 
-    def __init__(self, grid: _Grid, strip: _Strip, num_classes: int, device: torch.device) -> None:
+    Maps lie in memory class by class or, as convolutions leave them, pixel by pixel; the sums lie as the maps do, since
+    to add across the two takes ten times as long.
+    """
+
+    def __init__(self, grid: _Grid, strip: _Strip) -> None:
         self.rows, self.columns, self.strip = grid.rows, grid.columns, strip
-        self.left = grid.columns.starts[strip.own]
-        self.below = torch.empty(num_classes, grid.rows.shared, grid.width(strip), device=device)
-        self.beside = torch.empty(num_classes, grid.rows.window, grid.columns.shared, device=device)
+        self.left, self.width = grid.columns.starts[strip.own], grid.width(strip)
+        self.below: Tensor | None = None
+        self.beside: Tensor | None = None
+        self.window: Tensor | None = None
 
     @torch.inference_mode()
     def add(self, logits: Float[Tensor, "K h w"], row: int, column: int) -> Float[Tensor, "K _ _"] | None:
-        """Take in a window (it is written to); what it finishes, from its upper left corner on, if that is ours."""
+        """Take in a window (it may be written to); what it finishes, from its upper left corner on, if that is ours.
+
+        That is valid until the next window comes.
+        """
         rows, columns = self.rows, self.columns
-        if len(rows.starts) > 1 or len(columns.starts) > 1:
-            weights = rows.shares[row][:, None] * columns.shares[column][None, :]
-            logits.mul_(weights.to(logits.device))
+        if self.below is None or self.beside is None:
+            self.below = _empty(logits, rows.shared, self.width)
+            self.beside = _empty(logits, rows.window, columns.shared)
+        logits = self._weighted(logits, rows.shares[row][:, None] * columns.shares[column][None, :])
         if column > self.strip.begin:
             before = columns.window - columns.done(column - 1)
             logits[:, :, :before] += self.beside[:, :, :before]
@@ -351,6 +396,26 @@ class _Sums:
         done = rows.done(row)
         waiting[:, : rows.window - done] = ours[:, done:]
         return ours[:, :done]
+
+    def _weighted(self, logits: Tensor, weights: Tensor) -> Tensor:
+        """In float32; in place, or where the precision is another in a place that is kept, since a new one is slow."""
+        if logits.dtype == torch.float32:
+            return logits.mul_(weights.to(logits.device))
+        if self.window is None:
+            self.window = _empty(logits, logits.shape[1], logits.shape[2])
+        return self.window.copy_(logits).mul_(weights.to(logits.device))
+
+
+def _by_pixel(logits: Tensor) -> bool:
+    """Whether the classes of a pixel lie beside each other in memory."""
+    return logits.stride(0) == 1 and len(logits) > 1
+
+
+def _empty(logits: Tensor, height: int, width: int) -> Tensor:
+    """Room for float32 ``K h w``, as `logits` lie in memory."""
+    if _by_pixel(logits):
+        return torch.empty(height, width, len(logits), device=logits.device).permute(2, 0, 1)
+    return torch.empty(len(logits), height, width, device=logits.device)
 
 
 def _axis(length: int, window: int, views: Views) -> _Axis:

@@ -347,8 +347,9 @@ def _augment(config: TrainConfig, source: DataSource, preprocess: Preprocess) ->
 def _start_from(model: Model, weights: str) -> tuple[Preprocess | None, str]:
     """Copy a checkpoint's weights into `model`, the head if its classes are the same; its pixels, what was done."""
     card = open_weights(weights).card
-    same = card.model.head.num_classes == model.config.head.num_classes
-    kept = card.classes == model.classes if card.classes else same
+    theirs, ours = card.model.head, model.config.head
+    alike = theirs.kind == ours.kind and theirs.num_classes == ours.num_classes
+    kept = alike and (not card.classes or card.classes == model.classes)
     report = load_weights(model, weights, head="strict" if kept else "reset", say=None)
     return card.preprocess, f"weights from {report}\n  the head is {'kept' if kept else 'new, for other classes'}"
 

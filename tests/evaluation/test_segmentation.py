@@ -25,6 +25,7 @@ from swindow.shapes import IGNORE
 from swindow.sliding import Views
 
 CLASSES = ("nothing", "blood", "wall")
+WHOLE = Views(mode="whole")  # every picture at its own size
 SIZES = [(20, 30), (20, 30), (33, 17), (20, 30), (33, 40), (33, 17)]
 
 
@@ -77,7 +78,9 @@ def counts(pairs, classes=3):
     return confusion
 
 
-@pytest.mark.parametrize("views", [Views(), Views(batch=1), Views(batch=64), Views(mode="whole", memory=900)])
+@pytest.mark.parametrize(
+    "views", [WHOLE, Views(mode="whole", batch=1), Views(mode="whole", batch=64), Views(mode="whole", memory=900)]
+)
 def test_is_what_asking_one_by_one_gives(model, views):
     data = scenes()
     found, (pairs, losses) = evaluate(model, data, precision="fp32", views=views), asked_one_by_one(model, data)
@@ -101,15 +104,17 @@ def test_is_what_asking_one_by_one_gives(model, views):
 
 
 def test_pictures_of_one_size_are_asked_together(model):
-    evaluate(model, scenes(), views=Views(batch=2))
+    evaluate(model, scenes(), views=Views(mode="whole", batch=2))
     assert sorted(model.inputs) == sorted([(2, 3, 20, 30), (1, 3, 20, 30), (2, 3, 33, 17), (1, 3, 33, 40)])
 
 
 def test_few_pictures_wait_for_others_of_their_size(model, monkeypatch):
     monkeypatch.setattr("swindow.evaluation.pixels._WAITING", 2 * 3 * 20 * 30)
-    found = evaluate(model, scenes(), views=Views(batch=64))
+    found = evaluate(model, scenes(), views=Views(mode="whole", batch=64))
     assert max(shape[0] for shape in model.inputs) == 2
-    np.testing.assert_array_equal(found.confusion, evaluate(model, scenes(), views=Views(batch=1)).confusion)
+    np.testing.assert_array_equal(
+        found.confusion, evaluate(model, scenes(), views=Views(mode="whole", batch=1)).confusion
+    )
 
 
 def test_large_pictures_are_seen_through_a_window(model):
@@ -123,7 +128,10 @@ def test_large_pictures_are_seen_through_a_window(model):
 def test_dice_is_of_pixels_pooled_within_a_case(model):
     cases = ("x", "y", "x", "z", "y", "x")
     data = scenes(cases=cases, background=0)
-    found, (pairs, _) = evaluate(model, data, surfaces=False, precision="fp32"), asked_one_by_one(model, data)
+    found, (pairs, _) = (
+        evaluate(model, data, surfaces=False, precision="fp32", views=WHOLE),
+        asked_one_by_one(model, data),
+    )
     assert [case.case for case in found.per_case] == ["x", "y", "z"]
     for case in found.per_case:
         own = counts([pair for pair, name in zip(pairs, cases, strict=True) if name == case.case])

@@ -265,9 +265,8 @@ def test_a_learnt_model_is_asked_about_what_it_found_and_shows_it(reds: Model) -
     assert not result.point.chosen
     assert result.probability == pytest.approx(explain(reds, photo, target="red").probability)
     for region in (False, True):
-        result = explain(reds, photo, region=region, stage=0)
-        for heat in (result.gradcam, result.segmented.hirescam[0]):
-            assert heat[truth].mean() > 4 * heat[~truth].mean()
+        heat = explain(reds, photo, region=region).segmented.hirescam[0]
+        assert heat[truth].mean() > 4 * heat[~truth].mean()
     beside = explain(reds, photo, point=(3, 28))
     assert (beside.target, beside.segmented.region) == ("background", False)
     other = explain(reds, photo, point=(3, 28), target="red")
@@ -295,6 +294,7 @@ def test_of_a_large_picture_the_window_around_the_pixel_is_explained(reds: Model
     assert 120 <= x < 129
     assert 90 <= y < 97
     assert unasked.target == "red"
+    assert not explain(reds, photo[60:124, 100:164]).segmented.windowed  # four windows: still at once
     assert explain(reds, photo, point=(123, 93), size="native").segmented.picture == (150, 200)
     assert explain(reds, photo, point=(123, 93), size="native").photo.shape == (150, 200, 3)
 

@@ -57,7 +57,7 @@ def images(size: tuple[int, int], batch: int = 2) -> Tensor:
     return torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(1))
 
 
-def within_budget(model: Model, optimized: Optimized, x: Tensor, dtype: torch.dtype) -> None:
+def within_budget(model: Model, optimized: Optimized, x: Tensor, dtype: torch.dtype, times: int = 3) -> None:
     """Both in `dtype`, against the model of that dtype's weights in fp64.
 
     Three times, where an operation has two: what one rounds up and another down adds up over a model, and the largest
@@ -66,7 +66,7 @@ def within_budget(model: Model, optimized: Optimized, x: Tensor, dtype: torch.dt
     with torch.no_grad():
         rounded = copy.deepcopy(model).to(dtype)
         truth = copy.deepcopy(rounded).double()(x.to(dtype).double())
-        assert_within_budget(optimized(x).to(dtype), truth, rounded(x.to(dtype)), times=3)
+        assert_within_budget(optimized(x).to(dtype), truth, rounded(x.to(dtype)), times=times)
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ def check_segmenter(head: str, family: str, dtype: torch.dtype) -> list[str]:
     optimized = swindow.optimize(model, size=32, dtype=dtype, batch=2)
     for size, batch in (((32, 32), 2), ((40, 24), 1), ((64, 37), 3)):
         x = images(size, batch)
-        within_budget(model, optimized, x, dtype)
+        within_budget(model, optimized, x, dtype, times=4)  # with norms folded, kernels are rounded once more
         assert optimized(x).shape == (batch, 5, *size)
         assert torch.equal(optimized(x), optimized(x))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -122,7 +122,7 @@ def check_segmenter(head: str, family: str, dtype: torch.dtype) -> list[str]:
 def test_segmenters(head: str, family: str, dtype: torch.dtype, threads: int) -> None:
     """What enters a stage is a U-Net's skip, and not a block's to overwrite."""
     did = check_segmenter(head, family, dtype)
-    folded = {"upernet": 7, "unet": 0}[head] + {"resnet": 7}.get(family, 0)
+    folded = {"upernet": 8, "unet": 0}[head] + {"resnet": 8}.get(family, 0)
     assert not folded or f"{folded} batch norms folded into the convolutions before them" in did
 
 

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import nn
 
 from segmenters import Layers
+from swindow.data import open_data
 from swindow.data.legends import palette
 from swindow.errors import ConfigError, DataError
 from swindow.images import read_image
@@ -31,7 +32,7 @@ def brightest(classes=CLASSES, colours=COLOURS, **preprocess):
         layer.weight.zero_()[range(3), range(3)] = 1.0
         layer.bias.zero_()[3:] = -1e3
     model = Layers(layer, len(classes)).eval()
-    how = {"size": (16, 16), "mean": (0.5,) * 3, "std": (0.25,) * 3, "fit": "native"} | preprocess
+    how = {"size": (64, 64), "mean": (0.5,) * 3, "std": (0.25,) * 3, "fit": "native"} | preprocess
     model.classes, model.colours, model.preprocess = tuple(classes), colours, Preprocess(**how)
     return model
 
@@ -58,8 +59,8 @@ def rows_of(folder):
 
 def test_the_answer_is_the_models_own(tmp_path):
     model = stirred(tiny_segmenter("upernet"))
-    model.preprocess = Preprocess(size=(32, 32), mean=(0.5,) * 3, std=(0.2,) * 3, fit="native")
-    scene(tmp_path / "a.png", size=(32, 48))
+    model.preprocess = Preprocess(size=(64, 64), mean=(0.5,) * 3, std=(0.2,) * 3, fit="native")
+    scene(tmp_path / "a.png", size=(64, 64))
     found = Predictor(model)(tmp_path / "a.png")
     with torch.no_grad():
         wanted = model(model.preprocess(read_image(tmp_path / "a.png"))[None])[0].argmax(0).numpy()
@@ -126,7 +127,7 @@ def test_answers_that_are_not_finite_are_errors_of_their_own(tmp_path):
 
 
 def test_views_are_how_the_model_looks(tmp_path):
-    model = brightest()
+    model = brightest(size=(16, 16))
     scene(tmp_path / "a.png", size=(40, 40))
     Predictor(model, views=Views(mode="slide", overlap=0.5, flip=True))(tmp_path / "a.png")
     assert {shape[2:] for shape in model.inputs} == {(16, 16)}
@@ -188,10 +189,19 @@ def test_files_hold_masks_overlays_and_a_row_for_every_image(predictor, tmp_path
         "photo.png",
     ]
     said = summary.text().splitlines()
-    assert len(said) == 5 + 1 + 5
+    assert len(said) == 5 + 1 + 6
     assert "5 images: " in said[5]
     assert "background in 4" in said[5]
     assert "1 without a prediction" in said[5]
+
+
+def test_what_was_predicted_can_be_trained_on(predictor, tmp_path):
+    wanted = scene(tmp_path / "out" / "images" / "a.png")
+    predict_files(predictor, [tmp_path / "out" / "images"], tmp_path / "out")
+    source = open_data(tmp_path / "out", for_training=False)
+    (split,) = source.splits().values()
+    assert (source.classes, split.colours) == (CLASSES, COLOURS)
+    np.testing.assert_array_equal(split.mask(0).numpy(), wanted)
 
 
 def test_overlays_show_the_classes_over_the_picture(predictor, tmp_path):
@@ -279,7 +289,7 @@ def test_an_interrupted_call_leaves_the_rows_and_goes_on_the_next_time(predictor
     monkeypatch.setattr(segmented, "_record", interrupted)
     with pytest.raises(KeyboardInterrupt):
         predict_files(predictor, [tmp_path / "in"], out)
-    assert sorted(path.name for path in out.iterdir()) == ["masks", "overlays"]
+    assert sorted(path.name for path in out.iterdir()) == ["classes.toml", "masks", "overlays"]
     monkeypatch.setattr(segmented, "_record", record)
     assert predict_files(predictor, [tmp_path / "in"], out).count == 3
     assert len(rows_of(out)[0]) == 3

@@ -13,6 +13,7 @@ from swindow.errors import ConfigError
 from swindow.predict import Failure, Predictor, predict_files
 from swindow.predict.volumes import by_channels
 from swindow.preprocess import Preprocess
+from swindow.sliding import Views
 
 CLASSES = ("background", "bright", "right")
 
@@ -32,6 +33,11 @@ def model():
     model.classes = CLASSES
     model.preprocess = Preprocess(size=(16, 16), mean=(0.5,), std=(0.25,), fit="native")
     return model
+
+
+def asking(model, **how):
+    """A predictor that shows the model each slice as it is, not in the middle of a window."""
+    return Predictor(model, views=Views(mode="whole"), **how)
 
 
 def volume(*shape, seed=0):
@@ -54,7 +60,7 @@ def rows_of(folder):
 def test_a_volume_is_cut_along_its_axis_and_put_together_again(model, tmp_path, axis):
     image, bright = volume(7, 9, 8)
     np.savez(tmp_path / "v.npz", image=image, label=np.zeros_like(image))  # the label is not looked at
-    found = Predictor(model, axis=axis)(tmp_path / "v.npz")
+    found = asking(model, axis=axis)(tmp_path / "v.npz")
     np.testing.assert_array_equal(found.mask, labels_of(bright, axis))
     assert (found.axis, found.spacing) == (axis, None)
     assert found.coverage()["bright"] == pytest.approx(bright.mean())
@@ -69,7 +75,7 @@ def test_files_of_volumes_hold_labels_rows_and_a_montage(model, tmp_path):
     image, bright = volume(30, 10, 12, seed=5)
     np.save(tmp_path / "w.npy", image)
     wanted["w"] = labels_of(bright)
-    summary = predict_files(Predictor(model), [tmp_path], tmp_path / "out")
+    summary = predict_files(asking(model), [tmp_path], tmp_path / "out")
     rows = rows_of(tmp_path / "out")
     assert [row["files"]["mask"] for row in rows] == ["masks/v0.npz", "masks/v1.npz", "masks/w.npy"]
     for row in rows[:2]:
@@ -90,7 +96,7 @@ def test_files_of_volumes_hold_labels_rows_and_a_montage(model, tmp_path):
     ):
         assert six.width < twenty.width  # three columns of six slices; five of twenty out of thirty
     assert summary.count == 3
-    predict_files(Predictor(model), [tmp_path], tmp_path / "out")  # again: replaced, and not taken for input
+    predict_files(asking(model), [tmp_path], tmp_path / "out")  # again: replaced, and not taken for input
 
 
 @pytest.mark.parametrize("name", ["m.nii.gz", "m.nii"])
@@ -101,7 +107,7 @@ def test_nifti_labels_lie_on_the_source_s_grid(model, tmp_path, name):
     source = nibabel.Nifti1Image(image.astype(np.int16).transpose(2, 1, 0) * 4 - 100, affine)
     source.header.set_xyzt_units("mm")
     nibabel.save(source, tmp_path / name)
-    predict_files(Predictor(model), [tmp_path / name], tmp_path / "out")
+    predict_files(asking(model), [tmp_path / name], tmp_path / "out")
     (row,) = rows_of(tmp_path / "out")
     assert "error" not in row, row
     assert row["files"]["mask"] == f"masks/{name}"
@@ -119,9 +125,9 @@ def test_values_of_more_than_8_bits_are_seen_through_the_model_s_window(model, t
     _, bright = volume(4, 9, 8)
     np.save(tmp_path / "v.npy", np.where(bright, 400, -900).astype(np.int16))
     model.preprocess = Preprocess(size=(16, 16), mean=(0.5,), std=(0.25,), fit="native", intensity=(-1000.0, 1000.0))
-    np.testing.assert_array_equal(Predictor(model)(tmp_path / "v.npy").mask, labels_of(bright))
+    np.testing.assert_array_equal(asking(model)(tmp_path / "v.npy").mask, labels_of(bright))
     model.preprocess = Preprocess(size=(16, 16), mean=(0.5,), std=(0.25,), fit="native", intensity=(0.0, 3000.0))
-    assert not (Predictor(model)(tmp_path / "v.npy").mask == 1).any()  # 400 of 3000 is dark
+    assert not (asking(model)(tmp_path / "v.npy").mask == 1).any()  # 400 of 3000 is dark
 
 
 def test_channels_in_files_of_their_own_are_one_volume(tmp_path):
@@ -135,7 +141,7 @@ def test_channels_in_files_of_their_own_are_one_volume(tmp_path):
     one, two = (np.random.default_rng(seed).integers(0, 256, (4, 6, 5), dtype=np.uint8) for seed in (1, 2))
     np.save(tmp_path / "case_0000.npy", one), np.save(tmp_path / "case_0001.npy", two)
     np.save(tmp_path / "both.npy", np.stack([one, two], axis=-1))
-    summary = predict_files(Predictor(model), [tmp_path], tmp_path / "out")
+    summary = predict_files(asking(model), [tmp_path], tmp_path / "out")
     assert summary.count == 2
     for name in ("both", "case_0000"):
         np.testing.assert_array_equal(np.load(tmp_path / "out" / "masks" / f"{name}.npy"), two > one)
@@ -153,7 +159,7 @@ def test_a_single_slice_is_a_picture(model, tmp_path):
     image, bright = volume(1, 9, 8)
     np.savez(tmp_path / "s.npz", image=image[0].astype(np.float32) / 255)
     np.save(tmp_path / "t.npy", image[0][..., None])
-    predict_files(Predictor(model), [tmp_path / "s.npz", tmp_path / "t.npy"], tmp_path / "out")
+    predict_files(asking(model), [tmp_path / "s.npz", tmp_path / "t.npy"], tmp_path / "out")
     for name in "st":
         mask = np.asarray(Image.open(tmp_path / "out" / "masks" / f"{name}.png"))
         np.testing.assert_array_equal(mask, labels_of(bright)[0])
@@ -170,7 +176,7 @@ def test_volumes_that_cannot_be_used_are_failures_with_their_name(model, tmp_pat
     (tmp_path / "cut.npz").write_bytes((tmp_path / "nan.npz").read_bytes()[:100])
     (tmp_path / "empty.npy").write_bytes(b"")
     paths = sorted(tmp_path.iterdir())
-    found = list(Predictor(model).stream(paths))
+    found = list(asking(model).stream(paths))
     assert all(isinstance(answer, Failure) for answer in found)
     for path, answer in zip(paths, found, strict=True):
         assert path.name in answer.error
@@ -184,5 +190,5 @@ def test_a_volume_s_own_mask_is_never_replaced(model, tmp_path):
     (tmp_path / "masks").mkdir()
     (tmp_path / "masks" / "v.npz").write_bytes(b"drawn by hand")
     with pytest.raises(ConfigError, match=r"v\.npz: is there already"):
-        predict_files(Predictor(model), [tmp_path / "v.npz"], tmp_path)
+        predict_files(asking(model), [tmp_path / "v.npz"], tmp_path)
     assert (tmp_path / "masks" / "v.npz").read_bytes() == b"drawn by hand"

@@ -5,13 +5,14 @@ from typing import Annotated, Literal
 
 from swindow.cli.arguments import Positional, parse
 from swindow.data import check
+from swindow.data.masks import MaskConfig
 from swindow.images import ImageLimits
 from swindow.progress import watcher
 
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """Decode every image of a data set and list everything that cannot be used, each with what to do."""
+    """Decode every image and mask of a data set and list everything that cannot be used, each with what to do."""
 
     action: Annotated[Literal["check"], Positional]
     """check is what there is."""
@@ -19,11 +20,16 @@ class Check:
     """Any DATA that train takes."""
     max_pixels: int = 200_000_000
     """Larger images are refused before they are decoded."""
+    task: Literal["auto", "classify", "segment"] = "auto"
+    """What the data is for; auto is to segment where there are masks."""
+    masks: MaskConfig = MaskConfig()
+    """How masks and volumes are read."""
 
 
 def data_command(words: list[str]) -> int:
     """What can be done with a data set."""
     asked = parse(Check, words, prog="swindow data")
-    report = check(asked.data, limits=ImageLimits(max_pixels=asked.max_pixels), progress=watcher())
+    limits = ImageLimits(max_pixels=asked.max_pixels)
+    report = check(asked.data, limits=limits, task=asked.task, masks=asked.masks, progress=watcher())
     print(report.text())
     return 1 if report.problems else 0

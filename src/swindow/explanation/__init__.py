@@ -50,8 +50,8 @@ def explain(
     """Window attention, a point's receptive field and Grad-CAM for one image, as arrays and, with `out`, as pictures.
 
     A classifier is asked about its image, a segmenter (UPerNet or U-Net) about one pixel: Grad-CAM is then that of the
-    class's logit at the point. A picture that `swindow predict` would slide a window over is explained in the one
-    window around the point that has the size the model was trained on; `Explanation.segmented` says where that lies.
+    class's logit at the point. Where the model was trained on windows, a picture of more than four windows' area is
+    explained in the one window around the point; `Explanation.segmented` says where that lies.
 
     Args:
         model_or_path: a model, left exactly as it is, or what `swindow.load` takes.

@@ -128,7 +128,7 @@ def _facts(e: Explanation) -> str:
 def _facts_of_pixel(e: Explanation, answer: Segmented) -> str:
     (height, width), (tall, wide), (rows, columns) = answer.picture, e.frame.photo, e.frame.input
     part = (
-        f"That is too much to be seen at once: the model saw the window of {wide} × {tall} pixels that begins at "
+        f"That is large for this model, which saw the window of {wide} × {tall} pixels that begins at "
         f"{answer.origin}, around the pixel, as"
         if answer.windowed
         else "The model saw all of it, as"

@@ -1,6 +1,7 @@
 """Why a segmenter sees a class at a pixel: which pixel, which class, which part of a large picture, and the answer."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
@@ -21,7 +22,7 @@ from swindow.overlays import background_of, colours_of
 from swindow.preprocess import Preprocess
 from swindow.rasters import InMemory
 from swindow.shapes import Images, Pixels
-from swindow.sliding import Region, Segmenter, Views, most_probable
+from swindow.sliding import WHOLE, Region, Segmenter, Views, most_probable
 
 
 class Question(NamedTuple):
@@ -99,9 +100,10 @@ def explain_pixel(one: ReadyModel, photo: Pixels, name: str, asked: Question) ->
 def _seen_at_once(
     picture: View, target: int | None, point: tuple[int, int] | None
 ) -> tuple[View, int | None, tuple[int, int] | None]:
-    """The picture; of one that the model cannot see at once, the window around the point, which is then chosen."""
-    segmenter = Segmenter(picture.one)
-    if segmenter.sees_whole(*picture.size):
+    """The picture; of one of more than four windows' area the window around the point, which is then chosen."""
+    segmenter, preprocess = Segmenter(picture.one), picture.one.preprocess
+    most = WHOLE * math.prod(preprocess.size)
+    if preprocess.fit not in ("native", "short") or math.prod(preprocess.input_size(*picture.size)) <= most:
         return picture, target, point
     if point is None:
         found = survey(segmenter.regions(InMemory(picture.photo)), picture.size, target)

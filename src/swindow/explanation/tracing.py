@@ -205,7 +205,7 @@ def _walk(body: WindowedBackbone, x: Tokens) -> tuple[list[Tensor], list[Tensor]
     return entries, maps
 
 
-def _merged(stage: Stage, x: Tokens) -> Tokens:
+def _merged(stage: Stage, x: Tokens) -> Tensor:
     """What the stage's map becomes for the next."""
     return x if stage.merge is None else stage.merge(x)
 

@@ -53,7 +53,7 @@ def convolved_plainly(
     return F.conv2d(whole, weight, bias, padding=weight.shape[-1] // 2)
 
 
-def enlargement(cells: int, size: int, kernel: int, *, like: Tensor) -> Float[Tensor, "size cells*kernel"]:
+def enlargement(cells: int, size: int, kernel: int, *, like: Tensor) -> Float[Tensor, "{size} {cells*kernel}"]:
     """What each of `size` places takes from each of `cells` places, by each entry of a kernel that is moved over them.
 
     Beyond the border lies nothing: the kernel sees zeros there.

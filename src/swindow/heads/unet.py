@@ -38,6 +38,8 @@ class UNetConfig(SegmenterConfig):
     """Whose blocks: those of the backbone where it is a Swin, else Swin V1's."""
     decoder_window: int | None = None
     """Side of the windows in tokens; None is that of the backbone's blocks where they are its own kind, else 7."""
+    final_width: int | None = None
+    """Channels of each pixel before it is classified; None is as many as the finest tokens have, as published."""
     decoder_drop_path: float = 0.1
     """Stochastic depth of the coarsest block; falls linearly to 0 at the finest."""
 
@@ -47,6 +49,8 @@ class UNetConfig(SegmenterConfig):
             raise ConfigError(f"decoder_depths {self.decoder_depths} must name at least 1 block for each size")
         if not 0 <= self.decoder_drop_path < 1:
             raise ConfigError(f"decoder_drop_path is {self.decoder_drop_path}; it must lie in [0, 1)")
+        if self.final_width is not None and self.final_width < 1:
+            raise ConfigError(f"final_width is {self.final_width}; a pixel has at least 1 channel")
         if self.decoder_window is not None and self.decoder_window < 1:
             raise ConfigError(f"decoder_window is {self.decoder_window}; a window has at least 1 token a side")
 
@@ -99,8 +103,9 @@ class UNet(nn.Module):
             for size, depth in zip(sizes, config.decoder_depths, strict=True)
         )
         self.norm = nn.LayerNorm(channels[0])
-        self.final = PatchExpand(channels[0], channels[0], max(1, math.ceil(self.stride)))
-        self.classifier = nn.Conv2d(channels[0], config.num_classes, 1, bias=False)
+        width = config.final_width or channels[0]
+        self.final = PatchExpand(channels[0], width, max(1, math.ceil(self.stride)))
+        self.classifier = nn.Conv2d(width, config.num_classes, 1, bias=False)
         for module in (self.expands, self.joins, self.norm, self.final):
             module.apply(init_weights)
 
@@ -152,7 +157,9 @@ def _like(config: UNetConfig, channels: int, size: int, depth: int, backbone: An
     fields: dict[str, Any] = {"extra_norm_every": 0} if cls is SwinV2Config else {}
     if config.decoder_window is None:
         window = backbone.windows[size]
-        fields |= {"pretrained_window": (backbone.pretrained_windows[size],)} if cls is SwinV2Config else {}
+        fields |= (
+            {"pretrained_window": (backbone.pretrained_windows[size],)} if isinstance(backbone, SwinV2Config) else {}
+        )
     elif cls is SwinV2Config:
         fields["pretrained_window"] = 0
     return dataclasses.replace(

@@ -34,8 +34,9 @@ def predict_files(
 
     A segmenter's rows have sizes and the share of each class, and for every image it leaves ``masks/STEM.png`` (class
     indices, with the classes' colours as palette up to 256 classes, else of 16 bits) and ``overlays/STEM.png`` (or
-    ``.jpg``). It takes volumes too (``.npz``, ``.npy``, NIfTI), whose masks have the form of the source. Where stems
-    are alike, the second is ``STEM-2``. Files there that no earlier call wrote are not replaced.
+    ``.jpg``), and ``classes.toml`` for all. It takes volumes too (``.npz``, ``.npy``, NIfTI), whose masks have the form
+    of the source. Where stems are alike, the second is ``STEM-2``. Files there that no earlier call wrote are not
+    replaced.
 
     Raises:
         DataError: nothing to predict.
@@ -76,8 +77,8 @@ def _segment(
         files = _not_ours(find_images(inputs, (*IMAGE_SUFFIXES, *VOLUME_SUFFIXES)), out)
         targets = segmented.targets(by_channels(files, predictor.asked.preprocess.channels), out)
         answers = _counted(_answers(predictor, targets), len(targets), progress)
-        tally = segmented.write_all(answers, out, classes)
-        written = [out / LINES, out / TABLE, out / segmented.MASKS, out / segmented.OVERLAYS]
+        tally = segmented.write_all(answers, out, classes, predictor.colours)
+        written = [out / name for name in (LINES, TABLE, segmented.MASKS, segmented.OVERLAYS, segmented.LEGEND)]
         if sheet:
             content = segmented.contact_sheet(tally, len(targets), classes, predictor.colours)
             write_atomic(out / SHEET, content)

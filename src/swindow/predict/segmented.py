@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import tomli_w
 from PIL import Image
 
 from swindow import sheets
@@ -17,7 +18,7 @@ from swindow.checkpoints.files import write_atomic
 from swindow.data.legends import RGB
 from swindow.data.volume_files import VOLUME_SUFFIXES, volume_stem, volume_suffix
 from swindow.errors import ConfigError
-from swindow.overlays import background_of, legend, overlay, with_legend
+from swindow.overlays import background_of, legend, overlay, thinned, with_legend
 from swindow.predict.answers import Covered, Failure, Segmentation
 from swindow.predict.drafts import LINES, SHEET_MOST, TABLE, draft
 from swindow.predict.pixels import Labelled
@@ -25,10 +26,10 @@ from swindow.predict.volumes import Volume, write_labels
 from swindow.rasters import InMemory, Raster
 from swindow.sheets import clean
 
-MASKS, OVERLAYS = "masks", "overlays"
-OVERLAY_SIDE = 1600
-"""Longest side of an overlay in pixels; masks have the picture's own size."""
-TILE_SIDE = 220
+MASKS, OVERLAYS, LEGEND = "masks", "overlays", "classes.toml"
+SEEN_SIDE, OVERLAY_SIDE = 480, 1600
+"""Longest side of an overlay in pixels: smaller pictures are enlarged, larger ones reduced. Masks stay as large."""
+SLICE_SIDE, TILE_SIDE = 160, 220
 MOST_SLICES = 20
 _OURS = ".swindow"  # in a folder of masks: they are from here, and may be replaced
 _JPEG = frozenset({".jpg", ".jpeg", ".jpe", ".jfif"})
@@ -75,12 +76,13 @@ def targets(groups: Sequence[tuple[Path, ...]], out: Path) -> list[Target]:
         stem = _free(volume_stem(first) if volume else first.stem, taken)
         picture = ".jpg" if first.suffix.lower() in _JPEG else ".png"
         found.append(Target(sources, out / MASKS / f"{stem}.png", out / OVERLAYS / f"{stem}{picture}"))
-    for target in [] if are_ours(out) else found:
+    names = [out / LEGEND] if found else []
+    for target in found:
         start = target.mask.with_suffix("")
-        others = [*(Path(f"{start}{suffix}") for suffix in (".png", *VOLUME_SUFFIXES)), target.overlay]
-        clash = next((path for path in others if path.exists()), None)
-        if clash is not None:
-            raise ConfigError(f"{clash}: is there already, and no prediction of before; give another --out")
+        names += [*(Path(f"{start}{suffix}") for suffix in (".png", *VOLUME_SUFFIXES)), target.overlay]
+    clash = None if are_ours(out) else next((path for path in names if path.exists()), None)
+    if clash is not None:
+        raise ConfigError(f"{clash}: is there already, and no prediction of before; give another --out")
     return found
 
 
@@ -90,13 +92,17 @@ def are_ours(out: Path) -> bool:
 
 
 def write_all(
-    found: Iterable[tuple[Target, Labelled, Segmentation | Failure]], out: Path, classes: Sequence[str]
+    found: Iterable[tuple[Target, Labelled, Segmentation | Failure]],
+    out: Path,
+    classes: Sequence[str],
+    colours: Sequence[RGB],
 ) -> Tally:
     """Mask and overlay of each answer as it comes, and its row in both files, which take their names at the end."""
     tally = Tally()
     for folder in (MASKS, OVERLAYS):
         (out / folder).mkdir(parents=True, exist_ok=True)
     (out / MASKS / _OURS).write_text("Masks here were written by swindow predict, and are replaced by it.\n")
+    write_atomic(out / LEGEND, legend_toml(classes, colours))
     with draft(out / LINES) as lines, draft(out / TABLE) as table:
         writer = csv.writer(table, lineterminator="\n")
         writer.writerow(["source", "error", "depth", "height", "width", "mask", "overlay", *_columns(classes)])
@@ -120,6 +126,15 @@ def contact_sheet(tally: Tally, count: int, classes: Sequence[str], colours: Seq
     content = io.BytesIO()
     sheets.sheet(tally.tiles, side=TILE_SIDE, footer=footer, key=key if there else None).save(content, "PNG")
     return content.getvalue()
+
+
+def legend_toml(classes: Sequence[str], colours: Sequence[RGB]) -> str:
+    """Which index is which class, as `swindow train` reads it beside folders of images and masks."""
+    entries = [
+        {"id": k, "name": name} | ({"colour": list(colours[k])} if len({*colours}) == len(colours) else {})
+        for k, name in enumerate(classes)
+    ]
+    return tomli_w.dumps({"class": entries})
 
 
 def index_png(mask: np.ndarray, colours: Sequence[RGB]) -> bytes:
@@ -152,36 +167,42 @@ def _kept(
         assert isinstance(answer, Failure)  # noqa: S101 - what was not opened has no answer
         return answer, sheets.Tile(None, "cannot be used", name) if wanted else None
     if isinstance(labelled.content, Volume):
-        done = _write_volume(target, labelled.content, answer)
+        done, picture = _write_volume(target, labelled.content, answer, wanted)
     else:
-        done = _write_picture(target, labelled.content, answer)
-    if not wanted:
-        return done, None
-    return done, sheets.Tile(_tile(labelled.content, answer), _most(done), name)
+        done, picture = _write_picture(target, labelled.content, answer, wanted)
+    return done, None if picture is None else sheets.Tile(picture, _most(done), name)
 
 
-def _write_picture(target: Target, raster: Raster, answer: Segmentation) -> Covered:
+def _write_picture(
+    target: Target, raster: Raster, answer: Segmentation, wanted: bool
+) -> tuple[Covered, Image.Image | None]:
     write_atomic(target.mask, index_png(answer.mask, answer.colours))
     coverage = answer.coverage()
-    side = _overlay_side(raster.height, raster.width)
-    drawn = overlay(raster, answer.mask, answer.colours, side=side, background=background_of(answer.classes))
-    _save(_explained(drawn, answer, coverage, target.sources[0].name), target.overlay)
+    small, labels = thinned(raster, answer.mask, OVERLAY_SIDE)
+    side = max(small.height, small.width, SEEN_SIDE)
+    _save(_explained(_drawn(small, labels, answer, side), answer, coverage, target.sources[0].name), target.overlay)
     size = (raster.height, raster.width)
-    return Covered(source=answer.source, size=size, coverage=coverage, mask=target.mask, overlay=target.overlay)
+    done = Covered(source=answer.source, size=size, coverage=coverage, mask=target.mask, overlay=target.overlay)
+    return done, _drawn(small, labels, answer, TILE_SIDE) if wanted else None
 
 
-def _write_volume(target: Target, volume: Volume, answer: Segmentation) -> Covered:
+def _write_volume(
+    target: Target, volume: Volume, answer: Segmentation, wanted: bool
+) -> tuple[Covered, Image.Image | None]:
     source = target.sources[0]
     mask = target.mask.with_name(target.mask.stem + volume_suffix(source))
     write_labels(mask, answer.mask, source, answer.spacing)
     coverage = answer.coverage()
     slices = np.moveaxis(answer.mask, answer.axis, 0)
-    tiles = [
-        sheets.Tile(_slice(volume, slices, index, answer, 160), f"slice {index}") for index in _shown(slices, answer)
-    ]
-    montage = sheets.sheet(tiles, side=160, heading=source.name, key=lambda width: _key(answer, coverage, width))
+    filled = _filled(slices, background_of(answer.classes))
+
+    def drawn(index: int, side: int) -> Image.Image:
+        return _drawn(InMemory(volume.read(index)), np.ascontiguousarray(slices[index]), answer, side)
+
+    tiles = [sheets.Tile(drawn(index, SLICE_SIDE), f"slice {index}") for index in _shown(filled)]
+    montage = sheets.sheet(tiles, side=SLICE_SIDE, heading=source.name, key=lambda width: _key(answer, coverage, width))
     _save(montage, target.overlay)
-    return Covered(
+    done = Covered(
         source=answer.source,
         size=answer.mask.shape,
         coverage=coverage,
@@ -189,6 +210,11 @@ def _write_volume(target: Target, volume: Volume, answer: Segmentation) -> Cover
         overlay=target.overlay,
         millilitres=_millilitres(answer, coverage),
     )
+    return done, drawn(int(filled.argmax()), TILE_SIDE) if wanted else None
+
+
+def _drawn(raster: Raster, labels: np.ndarray, answer: Segmentation, side: int) -> Image.Image:
+    return overlay(raster, labels, answer.colours, side=side, background=background_of(answer.classes))
 
 
 def _millilitres(answer: Segmentation, coverage: dict[str, float]) -> dict[str, float] | None:
@@ -196,11 +222,6 @@ def _millilitres(answer: Segmentation, coverage: dict[str, float]) -> dict[str, 
         return None
     whole, background = answer.mask.size * math.prod(answer.spacing) / 1000, background_of(answer.classes)
     return {name: share * whole for k, (name, share) in enumerate(coverage.items()) if k != background}
-
-
-def _overlay_side(height: int, width: int) -> int:
-    """Small pictures are enlarged to be seen, large ones reduced, those between keep their size."""
-    return min(max(height, width, 480), OVERLAY_SIDE)
 
 
 def _explained(drawn: Image.Image, answer: Segmentation, coverage: dict[str, float], title: str) -> Image.Image:
@@ -217,25 +238,10 @@ def _save(picture: Image.Image, path: Path) -> None:
     write_atomic(path, content.getvalue())
 
 
-def _tile(content: Raster | Volume, answer: Segmentation) -> Image.Image:
-    """The picture for the sheet; of a volume, the slice with most of the objects."""
-    background = background_of(answer.classes)
-    if isinstance(content, Volume):
-        slices = np.moveaxis(answer.mask, answer.axis, 0)
-        return _slice(content, slices, int(_filled(slices, background).argmax()), answer, TILE_SIDE)
-    return overlay(content, answer.mask, answer.colours, side=TILE_SIDE, background=background)
-
-
-def _slice(volume: Volume, slices: np.ndarray, index: int, answer: Segmentation, side: int) -> Image.Image:
-    pixels = InMemory(volume.read(index))
-    labels = np.ascontiguousarray(slices[index])
-    return overlay(pixels, labels, answer.colours, side=side, background=background_of(answer.classes))
-
-
-def _shown(slices: np.ndarray, answer: Segmentation) -> Iterator[int]:
+def _shown(filled: np.ndarray) -> Iterator[int]:
     """At most twenty slices, evenly spaced through those that hold an object (or through all, if none does)."""
-    filled = np.flatnonzero(_filled(slices, background_of(answer.classes)))
-    first, last = (int(filled[0]), int(filled[-1])) if len(filled) else (0, len(slices) - 1)
+    there = np.flatnonzero(filled)
+    first, last = (int(there[0]), int(there[-1])) if len(there) else (0, len(filled) - 1)
     count = min(MOST_SLICES, last - first + 1)
     yield from (first + round(place * (last - first) / max(count - 1, 1)) for place in range(count))
 
