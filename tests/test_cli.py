@@ -296,9 +296,7 @@ def test_eval_of_a_segmenter_writes_figures_tables_a_page_and_a_sheet(segmenting
     assert str(tmp_path / "eval" / "sheet.png") in said
     figures = json.loads((tmp_path / "eval" / "figures.json").read_text())
     assert figures["count"] == 4
-    assert figures["mean_iou"] == pytest.approx(
-        json.loads((segmenting / "run" / "result.json").read_text())["mean IoU"]
-    )
+    assert figures["mean_iou"] == pytest.approx(json.loads((segmenting / "run" / "result.json").read_text())["score"])
     with (tmp_path / "eval" / "per_class.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["name"] for row in rows] == ["red", "green", "blue"]

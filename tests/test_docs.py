@@ -40,6 +40,23 @@ def test_commands_exist(page):
         assert line in {*cli.COMMANDS, "--help"}, f"{page.name} shows swindow {line}"
 
 
+def shown(page):
+    """Command and flags of every line of a page that begins with ``swindow``, comments aside."""
+    for line in re.findall(r"^(?:\$ )?swindow (.*)", page.read_text(encoding="utf-8"), flags=re.M):
+        command, *words = line.split(" # ")[0].split()
+        yield command, {word for word in words if word.startswith("--")} - {"--help", "--debug"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_flags_of_commands_exist(page, capsys):
+    for command, flags in shown(page):
+        if flags:
+            with pytest.raises(SystemExit):
+                cli.main([command, "--help"])
+            known = set(re.findall(r"--[a-z][a-z.-]+", capsys.readouterr().out))
+            assert flags <= known, f"{page.name} shows swindow {command} {' '.join(flags - known)}"
+
+
 def test_the_table_of_models_is_up_to_date():
     namespace = runpy.run_path(str(ROOT / "docs" / "models_table.py"))
     assert (ROOT / "docs" / "models.md").read_text(encoding="utf-8") == namespace["page"]()
@@ -47,8 +64,9 @@ def test_the_table_of_models_is_up_to_date():
 
 def test_every_flag_in_the_guide_exists(capsys):
     guide = "".join((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("train.md", "segment.md"))
+    guide = re.sub(r"^swindow .*", "", guide, flags=re.M)  # flags of other commands too: tested above
     with pytest.raises(SystemExit):
         cli.main(["train", "--help"])
     known = capsys.readouterr().out
     for flag in set(re.findall(r"--[a-z][a-z.-]+", guide)) - {"--help"}:
-        assert flag in known, f"docs/train.md shows {flag}"
+        assert flag in known, f"the guide shows {flag}"

@@ -1,8 +1,10 @@
-"""The short examples run and say what they promise; the long one, examples/demo.py, is `make demo`."""
+"""The short examples run and say what they promise; the long ones are `make demo` and `make demo-segment`."""
 
 import re
 import runpy
 from pathlib import Path
+
+import numpy as np
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -48,6 +50,20 @@ def test_torchvision_detection(capsys):
     assert float(found[5]) > 0.5
 
 
+def test_painted_towns_are_the_same_every_time_and_their_masks_belong_to_them(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    demo = runpy.run_path(str(EXAMPLES / "demo_segment.py"))
+    pairs = [demo["paint_town"](np.random.default_rng(number)) for number in (3, 3, 4)]
+    (image, mask), again, other = [tuple(np.asarray(picture) for picture in pair) for pair in pairs]
+    assert all(np.array_equal(*both) for both in zip((image, mask), again, strict=True))
+    assert not np.array_equal(image, other[0])
+    assert image.shape == (*mask.shape, 3)
+    assert set(np.unique(mask)) == set(range(len(demo["CLASSES"])))
+    means = np.stack([image[mask == label].mean(0) for label in np.unique(mask)])
+    apart = np.linalg.norm(means[:, None] - means, axis=-1)[~np.eye(len(means), dtype=bool)]
+    assert apart.min() > 20  # each class has a colour of its own, where its mask says
+
+
 def test_all_are_short():
-    for path in EXAMPLES.glob("*.py"):
+    for path in set(EXAMPLES.glob("*.py")) - {EXAMPLES / "demo_segment.py"}:  # which paints its own data
         assert len(path.read_text(encoding="utf-8").splitlines()) <= 50, path

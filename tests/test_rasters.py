@@ -231,8 +231,8 @@ def test_the_limit_of_pixels_holds_whichever_way_a_picture_is_read(tmp_path, sma
 
 def test_a_window_of_a_large_file_costs_a_window(tmp_path):
     path = tmp_path / "large.tif"
-    tiles = (np.zeros((256, 256, 3), np.uint8) for _ in range(1600))
-    large = {"shape": (10_000, 10_000, 3), "dtype": np.uint8, "tile": (256, 256), "photometric": "rgb"}
+    tiles = (np.zeros((512, 512, 3), np.uint8) for _ in range(400))
+    large = {"shape": (10_000, 10_000, 3), "dtype": np.uint8, "tile": (512, 512), "photometric": "rgb"}
     tifffile.imwrite(path, tiles, compression="zlib", **large)
     program = f"""
 import tifffile, torch

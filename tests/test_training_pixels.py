@@ -13,7 +13,8 @@ from swindow.config import from_dict, read_toml
 from swindow.data.augment import AugmentConfig
 from swindow.data.masks import MaskConfig
 from swindow.errors import ConfigError, DataError, ShapeError
-from swindow.optim import OptimConfig
+from swindow.model import model_config
+from swindow.optim import OptimConfig, Optimizer, schedule
 from swindow.progress import Silent
 from swindow.recipes import RECIPES, SEGMENT, Facts, configure
 from swindow.settings import TrainConfig
@@ -167,6 +168,37 @@ def test_recipes_are_complete_and_their_models_can_be_built(name, pictures):
     assert configure(str(pictures), recipe=name).recipe == name
 
 
+def test_the_published_recipes_are_as_published():
+    """Liu et al. 2021, appendix A2; Cao et al. 2021, section 4.2, and its code."""
+    facts = Facts(images=20_210, classes=150, channels=3, side=512, longest=683, task="segment")
+    upernet = RECIPES["upernet-ade20k"](facts)
+    assert (upernet.model, upernet.size, upernet.batch, upernet.steps) == ("upernet_swin_tiny", 512, 16, 160_000)
+    assert (upernet.optim.name, upernet.optim.lr, upernet.optim.weight_decay) == ("adamw", 6e-5, 0.01)
+    assert upernet.drop_path == 0.3
+    rates = [schedule(step, 160_000, upernet.optim) for step in range(160_000)]
+    assert rates.index(max(rates)) == 1_500
+    assert rates[1_500::39_625] == pytest.approx([1, 0.75, 0.5, 0.25])
+    assert rates[:1_500] == pytest.approx([(step + 1) / 1_501 for step in range(1_500)])
+    unet = RECIPES["swin-unet-synapse"](dataclasses.replace(facts, images=2_211, classes=9, channels=1))
+    assert (unet.model, unet.size, unet.batch, unet.epochs) == ("swin_unet", 224, 24, 150)
+    assert (unet.optim.name, unet.optim.lr, unet.optim.momentum, unet.optim.weight_decay) == ("sgd", 0.05, 0.9, 1e-4)
+    assert [schedule(step, 100, unet.optim) for step in (0, 50)] == pytest.approx([1, 0.5**0.9])
+    head = model_config(unet.model, **unet.fields).head
+    assert (head.cross_entropy, head.dice) == (0.4, 0.6)
+
+
+@pytest.mark.parametrize("name", ["upernet_swin_nano", "swin_unet", "upernet_resnet_18"])
+def test_norms_biases_and_tables_of_decoders_do_not_decay(name):
+    with torch.device("meta"):
+        model = swindow.build(name, num_classes=2)
+    groups = Optimizer(model, OptimConfig(weight_decay=0.01)).groups()
+    decays = {id(parameter): group["weight_decay"] for group in groups for parameter in group["params"]}
+    for owner, module in model.named_modules():
+        for part, parameter in module.named_parameters(recurse=False):
+            spared = "Norm" in type(module).__name__ or part in ("bias", "table") or "position" in owner
+            assert (decays[id(parameter)] == 0) == spared, f"{owner}.{part}"
+
+
 def test_the_data_picks_the_recipe(pictures, tmp_path):
     assert configure(str(pictures)).recipe == "medical-slices"
     paint(tmp_path / "photos", 6)
@@ -182,4 +214,7 @@ def test_a_segmenter_starts_from_a_classifier_and_from_a_segmenter(config, tmp_p
     run(config, weights=str(tmp_path / "classifier.safetensors"), max_steps=1)
     run(config, weights=str(tmp_path / "run"), out=str(tmp_path / "second"), max_steps=1)
     assert configure(config.data, weights=str(tmp_path / "run")).fields["dim"] == 12
-    assert configure(config.data, weights=str(tmp_path / "classifier.safetensors")).model == "upernet_swin_nano"
+    classifier = str(tmp_path / "classifier.safetensors")
+    assert configure(config.data, weights=classifier).model == "upernet_swin_nano"
+    assert configure(config.data, weights=classifier, recipe="upernet-ade20k").model == "upernet_swin_nano"
+    assert configure(config.data, weights=classifier, recipe="swin-unet-synapse").model == "swin_unet"

@@ -43,6 +43,8 @@ class Facts:
     """Fields of the model that the weights to start from were trained with."""
     task: str = "classify"
     """classify, or segment where every pixel has a class."""
+    backbone: str | None = None
+    """The variant whose classifier the weights to start from are, where every pixel is to have a class."""
     background: bool = False
     """Whether one class of pixels is no object, as in medical data."""
 
@@ -191,7 +193,7 @@ def finetune_masks(facts: Facts) -> TrainConfig:
     """From weights trained on other pictures, with or without masks: crops at the pictures' own scale."""
     return TrainConfig(
         recipe="finetune-masks",
-        model=facts.model or "upernet_swin_tiny",
+        model=facts.model or f"upernet_{facts.backbone or 'swin_tiny'}",
         fields=facts.fields,
         size=facts.size or 512,
         fit="native",
@@ -213,7 +215,7 @@ def upernet_ade20k(facts: Facts) -> TrainConfig:
     """
     return TrainConfig(
         recipe="upernet-ade20k",
-        model=facts.model or "upernet_swin_tiny",
+        model=facts.model or f"upernet_{facts.backbone or 'swin_tiny'}",
         fields=facts.fields,
         size=facts.size or 512,
         fit="short",
@@ -237,7 +239,7 @@ def swin_unet_synapse(facts: Facts) -> TrainConfig:
     return TrainConfig(
         recipe="swin-unet-synapse",
         model=facts.model or "swin_unet",
-        fields=facts.fields,
+        fields=facts.fields if facts.model else {},
         size=facts.size or 224,
         fit="squash",
         epochs=150,
@@ -317,8 +319,9 @@ def _facts(checked: TrainConfig, changes: Mapping[str, Any]) -> Facts:
         task=checked.task,
         masks=checked.masks,
     )
-    if known.get("model") in VARIANTS and source.task == "segment":  # a classifier's backbone, at another size
-        known |= {"model": f"upernet_{known['model']}", "size": None}
+    backbone = known["model"] if known.get("model") in VARIANTS and source.task == "segment" else None
+    if backbone is not None:  # which head goes on it, and at what size, is the recipe's
+        known |= {"model": None, "size": None}
     asked = {name: value if value is not None else known.get(name) for name, value in asked.items()}
     train = source.split("train")
     return Facts(
@@ -331,6 +334,7 @@ def _facts(checked: TrainConfig, changes: Mapping[str, Any]) -> Facts:
         size=asked["size"],
         fields=fields,
         task=source.task,
+        backbone=backbone,
         background=isinstance(train, Scenes) and train.background is not None,
     )
 

@@ -161,7 +161,7 @@ class Segmenter:
 
     def at_once(self, height: int, width: int) -> int:
         """How many inputs of this size are asked together."""
-        area = height * width
+        area = math.prod(self._framed(height, width))
         within = min(_AT_ONCE // area, self.views.memory // (4 * self.num_classes * area))
         return self.views.batch or max(1, within)
 
@@ -206,15 +206,21 @@ class Segmenter:
     def _maps(self, pixels: UInt8[Tensor, "B C H W"]) -> Float[Tensor, "B K H W"]:
         """The model's logits of inputs, in its precision; of those smaller than a window, from the middle of one."""
         preprocess, (height, width) = self.asked.preprocess, (pixels.shape[2], pixels.shape[3])
-        rows, columns = max(height, preprocess.size[0]), max(width, preprocess.size[1])
-        own = self.views.mode == "whole" or preprocess.fit not in ("native", "short")
-        if own or (rows, columns) == (height, width):
+        rows, columns = self._framed(height, width)
+        if (rows, columns) == (height, width):
             return self.asked.maps(pixels)
         top, left = (rows - height) // 2, (columns - width) // 2
         colour = pixels.new_tensor([round(255 * mean) for mean in preprocess.mean])[:, None, None]
         canvas = colour.expand(len(pixels), -1, rows, columns).contiguous()
         canvas[..., top : top + height, left : left + width] = pixels
         return self.asked.maps(canvas)[..., top : top + height, left : left + width]
+
+    def _framed(self, height: int, width: int) -> tuple[int, int]:
+        """The size at which inputs of this size are asked: at least a window's, unless each is seen as it is."""
+        size, fit = self.asked.preprocess.size, self.asked.preprocess.fit
+        if self.views.mode == "whole" or fit not in ("native", "short"):
+            return height, width
+        return max(height, size[0]), max(width, size[1])
 
     def _usable(self, out: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         if out.shape != size or out.dtype.kind not in "iu" or np.iinfo(out.dtype).max < self.num_classes - 1:

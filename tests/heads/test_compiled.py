@@ -46,7 +46,7 @@ def assert_same(compiled: Callable[[Tensor], Tensor], model: Model, *shape: int)
 
 @HEAD
 @FAMILY
-@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("training", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_one_graph_serves_many_sizes(head: str, family: str, training: bool) -> None:
     model = stirred(segmenter(head, family)).train(training)
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
@@ -74,6 +74,7 @@ def stirred_alike(head: str) -> Model:
     return stirred(segmenter(head))
 
 
+@pytest.mark.slow
 @HEAD
 def test_losses_compile(head: str) -> None:
     model = stirred_alike(head).train()
@@ -93,7 +94,7 @@ def test_losses_compile(head: str) -> None:
 
 
 @HEAD
-@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("strict", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_an_exported_graph_takes_any_batch(head: str, strict: bool) -> None:
     model = stirred(segmenter(head))
     sizes = ({0: torch.export.Dim("batch", min=2, max=64)},)

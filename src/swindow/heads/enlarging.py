@@ -59,7 +59,8 @@ def enlargement(cells: int, size: int, kernel: int, *, like: Tensor) -> Float[Te
     Beyond the border lies nothing: the kernel sees zeros there.
     """
     share = F.interpolate(torch.eye(cells, dtype=like.dtype, device=like.device)[None], size=size, mode="linear")[0]
-    return F.pad(share, (kernel // 2, kernel // 2)).unfold(1, size, 1).flatten(0, 1).T
+    share = F.pad(share, (kernel // 2, kernel // 2))
+    return torch.stack([share[:, tap : tap + size] for tap in range(kernel)], dim=1).flatten(0, 1).T
 
 
 def _tall(x: Tensor, kernels: Tensor, height: int) -> Float[Tensor, "B H W k D"]:

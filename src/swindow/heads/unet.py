@@ -131,7 +131,7 @@ class UNet(nn.Module):
         logits, stride, factor = outputs.logits, self.stride, self.final.factor
         if stride != factor:
             logits = enlarged(logits, tuple(int(side // factor * stride) for side in logits.shape[-2:]))
-        return logits[..., : size[0], : size[1]]
+        return crop(logits.permute(0, 2, 3, 1), size).permute(0, 3, 1, 2)
 
     def right(self, outputs: SegmenterOutputs, targets: Int64[Tensor, "B h w"]) -> tuple[Tensor, Tensor]:
         """How many answers are right, of how many that count."""
