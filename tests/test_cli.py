@@ -12,6 +12,7 @@ from PIL import Image
 
 from pictures import class_folders
 from swindow import cli
+from swindow.cli.train import _tuples
 
 TINY = [
     "--model",
@@ -396,3 +397,8 @@ def test_well_known_segmenters_exist():
     from swindow.model import models
 
     assert set(NAMED) <= set(models())
+
+
+def test_one_value_for_a_field_of_several_is_one_of_them() -> None:
+    given = {"decoder_depths": 1, "depths": (1, 1), "dim": 12}
+    assert _tuples(given, "unet_swin_nano") == {"decoder_depths": (1,), "depths": (1, 1), "dim": 12}

@@ -68,8 +68,10 @@ class Views:
             raise ConfigError(f"views overlap {self.overlap} is not in [0, 0.9]")
         if not self.scales or not all(0 < scale <= 16 for scale in self.scales):
             raise ConfigError(f"views scales {self.scales} are not one or more numbers in (0, 16]")
-        if self.batch < 0 or self.memory < 1:
-            raise ConfigError(f"views batch {self.batch} must be at least 0, and memory {self.memory} at least 1 byte")
+        if self.batch < 0:
+            raise ConfigError(f"views batch is {self.batch}; give a number of windows, or 0 to leave it open")
+        if self.memory < 1:
+            raise ConfigError(f"views memory is {self.memory}; it is at least 1 byte")
 
 
 class Region(NamedTuple):

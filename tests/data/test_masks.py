@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import hostile
-from swindow.data.legends import Legend, find_legend, legend_of_values, make_legend, palette
+from swindow.data.legends import Legend, find_legend, legend_of_model, legend_of_values, make_legend, palette
 from swindow.data.masks import MaskConfig, MaskReader, SceneError, case_of
 from swindow.errors import ConfigError, DataError
 from swindow.shapes import IGNORE
@@ -202,3 +202,25 @@ def test_cases_come_from_names() -> None:
 def test_settings_that_cannot_be(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         MaskConfig(**fields)
+
+
+@pytest.mark.parametrize(
+    ("values", "classes", "ids"),
+    [
+        ({0, 1}, ("class 0", "class 1", "class 2"), (0, 1, 2)),
+        ({0, 255}, ("class 0", "class 1", "class 2"), (0, 1, 2)),  # 255 is ignored, no object
+        ({3, 7}, ("class 1", "class 3", "class 7"), (1, 3, 7)),
+        ({0}, ("background", "class 2"), (0, 2)),
+        ({0, 255}, ("background", "object"), (0, 255)),
+        ({0, 1}, ("background", "object"), (0, 1)),
+        ({1}, ("meadow", "roof"), (0, 1)),
+        ({0, 2}, ("meadow", "roof"), None),
+        ({0, 4}, ("class 0", "class 1"), None),
+    ],
+)
+def test_masks_without_a_table_are_read_in_a_model_s_classes(
+    values: set[int], classes: tuple[str, ...], ids: tuple[int, ...] | None
+) -> None:
+    legend = legend_of_model(values, classes, 255)
+    assert (None if legend is None else legend.ids) == ids
+    assert legend is None or legend.names == classes

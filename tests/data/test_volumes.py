@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from swindow.data import MaskConfig, Scenes, check, open_data
+from swindow.data import MaskConfig, Scenes, check, open_data, sample_check
 from swindow.data.volume_files import MAX_BYTES, read_array, read_header
-from swindow.data.volumes import VolumeSlices, suspect_axis
+from swindow.data.volumes import VolumeSlices, suspect_axis, suspect_order
 from swindow.errors import DataError
 from swindow.images import LIMITS
 
@@ -238,6 +238,17 @@ def test_the_likely_axis_is_named(tmp_path: Path, volume: Any) -> None:
     assert check(tmp_path, masks=MaskConfig(axis=2)).problems == ()
     assert suspect_axis([(5, 8, 10), (5, 8, 5)], 0) is None
     assert suspect_axis([(8, 8, 8)], 0) is None
+
+
+def test_a_volume_with_its_axes_exchanged_is_named_among_others(tmp_path: Path, volume: Any) -> None:
+    for number in range(4):
+        volume(tmp_path / "train" / f"v{number}.npz", shape=(6, 36, 40) if number else (36, 40, 6), seed=number)
+    volume(tmp_path / "val" / "w.npz", shape=(6, 36, 40), seed=9)
+    problems = check(tmp_path).problems
+    assert [(problem.kind, problem.fatal) for problem in problems] == [("axis-order", False)]
+    assert "v0.npz: is 36 × 40 × 6 where" in problems[0].message
+    assert "axis-order" in [problem.kind for problem in sample_check(open_data(tmp_path))]
+    assert suspect_order({"a": (40, 35, 41), "b": (41, 35, 40), "c": (40, 35, 41)}, 0) is None  # as many slices, nearly
 
 
 def test_labels_must_be_whole_numbers(tmp_path: Path, volume: Any) -> None:

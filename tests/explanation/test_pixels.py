@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from known_models import blank, noise, ready
 from swindow.checkpoints import save
-from swindow.errors import ConfigError, UnknownName
+from swindow.errors import ConfigError, DataError, UnknownName
 from swindow.explanation import Explanation, explain, windows
 from swindow.explanation.pixels import Survey, clearest, most_covered
 from swindow.explanation.tracing import pixel_evidence, trace_segmenter
@@ -346,6 +346,14 @@ def test_what_cannot_be_explained_is_refused(tiny: Callable[..., Model]) -> None
     )
     with pytest.raises(ConfigError, match="upernet_vit_tiny has no window attention to explain"):
         explain(ready(vit, (32, 32), fit="squash"), noise(32, 32))
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".npz", ".npy"])
+def test_a_volume_is_called_one_and_not_a_damaged_picture(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"heart{suffix}"
+    path.write_bytes(b"whatever")
+    with pytest.raises(DataError, match=r"heart.* one picture is explained; save a slice as PNG"):
+        explain(ready(segmenter(), (32, 32)), path)
 
 
 def test_the_model_is_left_exactly_as_it_was() -> None:

@@ -15,6 +15,7 @@ from swindow.model import Model, build, use_backend
 from swindow.ops.attention import Backend
 from swindow.optimizing import gpu
 from swindow.optimizing.gpu import Captured, Compiled, PatchProduct, optimize_for_gpu, prepared
+from tiny_segmenters import HEADS, segmenter, stirred
 
 CPU = torch.device("cpu")
 SHAPE: dict[str, Any] = {"num_classes": 5, "dim": 32, "depths": (2, 2), "num_heads": (1, 2), "window": 4, "patch": 2}
@@ -34,6 +35,17 @@ def test_what_is_done_ahead_leaves_the_answer(family: str, size: tuple[int, int]
         truth, plain = model(images.double()), single(images)
     found = prepared(single, dtype=torch.float32, device=CPU)[0](images)
     assert not found.requires_grad
+    assert (found - truth).abs().max() <= 2 * (plain - truth).abs().max() + 1e-6 * truth.abs().max()
+
+
+@pytest.mark.parametrize(("head", "family"), [(head, family) for head in HEADS for family in ("swin", "vit", "resnet")])
+def test_what_is_done_ahead_leaves_the_answer_of_segmenters(head: str, family: str) -> None:
+    model, images = stirred(segmenter(head, family)).double(), torch.randn(2, 3, 21, 12)
+    single = copy.deepcopy(model).float()
+    with torch.no_grad():
+        truth, plain = model(images.double()), single(images)
+    found = prepared(single, dtype=torch.float32, device=CPU)[0](images)
+    assert found.shape == (2, 5, 21, 12)
     assert (found - truth).abs().max() <= 2 * (plain - truth).abs().max() + 1e-6 * truth.abs().max()
 
 

@@ -3,11 +3,12 @@
 import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_origin
 
 from swindow.cli.arguments import Positional, parse
 from swindow.config import from_dict, merge, read_toml
 from swindow.data.masks import MaskConfig
+from swindow.model import composition
 from swindow.recipes import configure
 from swindow.settings import TrainConfig
 from swindow.training import train
@@ -39,13 +40,24 @@ def train_command(words: list[str]) -> int:
     # since a table that has entries would take only those, and are laid over the proposed ones.
     blank = type(first)(**_values(dataclasses.replace(start, fields={})), config=first.config)
     final = parse(Train, words, prog="swindow train", default=blank)
-    config = dataclasses.replace(_as_config(final), fields={**start.fields, **final.fields})
+    fields = {**start.fields, **_tuples(final.fields, final.model)}
+    config = dataclasses.replace(_as_config(final), fields=fields)
     result = train(config, resume=final.resume)
     codes = {"SIGINT": 130, "SIGTERM": 143}
     if result.stopped_by not in codes:
         evaluation = result.evaluation
         print(f"{result.run}: {evaluation.score_name} {evaluation.score:.2%}" if evaluation else result.run)
     return codes.get(result.stopped_by, 0)
+
+
+def _tuples(fields: dict[str, Any], model: str) -> dict[str, Any]:
+    """Flags' values for the fields of a model: a single one for a field that takes several is one of them."""
+    parts = composition(model)
+    plural = {field.name: get_origin(field.type) is tuple for part in parts for field in dataclasses.fields(part)}
+    return {
+        name: (value,) if plural.get(name) and not isinstance(value, (tuple, list)) else value
+        for name, value in fields.items()
+    }
 
 
 def _values(config: TrainConfig) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from swindow.data.inventory import Inventory, Problem
 from swindow.data.layouts import Pair, SceneInventory
 from swindow.data.masks import MaskConfig, SceneError
 from swindow.data.processes import context, start_quietly
-from swindow.data.scene_checking import Examiner, Finding, axis_problem, case_problems, common_problems
+from swindow.data.scene_checking import Examiner, Finding, axis_problems, case_problems, common_problems
 from swindow.data.segmentation import choose_legend, find_scenes
 from swindow.errors import DataError
 from swindow.images import LIMITS, ImageLimits, ImageTooLarge, name_of, read_image
@@ -158,7 +158,9 @@ def _check_scenes(
     seen = list(_each(examine, [pair for _, pair in pairs], workers, progress))
     findings: list[tuple[str, Pair, Finding]] = [(*pair, finding) for pair, finding in zip(pairs, seen, strict=True)]
     problems += [problem for finding in seen for problem in finding.problems]
-    problems += [*case_problems(found, config), *(axis_problem(found, config.axis, limits) if found.volumes else ())]
+    problems += case_problems(found, config)
+    if found.volumes:
+        problems += axis_problems([(pair.image, pair.mask) for _, pair in pairs], config.axis, limits)
     counts: dict[str, int] = {}
     if legend is not None:
         problems += common_problems(findings, legend)

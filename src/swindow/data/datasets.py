@@ -71,6 +71,7 @@ def open_data(
     for_training: bool = True,
     task: Task = "auto",
     masks: MaskConfig = MaskConfig(),
+    classes: Sequence[str] | None = None,
 ) -> DataSource:
     """Find the images at `source`, infer classes, channels and size, and hold out validation images if there are none.
 
@@ -79,7 +80,8 @@ def open_data(
     every seed. What torchvision fetches goes to `root`, by default ``data`` in the current folder.
 
     A folder of images and masks, or of volumes, is for segmentation; `task` decides where that is in doubt. `masks`
-    says how masks are read. There the validation split takes whole cases.
+    says how masks are read. There the validation split takes whole cases. Masks that no table explains hold values of
+    `classes`, a model's, if these are given and could be meant.
 
     With ``for_training=False`` nothing but the test split of ``digits`` is held out, and a source may lack training
     images, have a single class, or classes that only other splits have: enough to judge a model on it.
@@ -93,7 +95,7 @@ def open_data(
         raise ConfigError(f"task {task!r} is not one of auto, classify, segment")
     scenes = find_scenes(source, task=task)
     if scenes is not None:
-        pool = pool_scenes(_sound(scenes), masks, channels, limits)
+        pool = pool_scenes(_sound(scenes), masks, channels, limits, classes)
         return _open_scenes(str(source), scenes, pool, seed, val_fraction, split_record, for_training)
     found = take_inventory(source, limits=limits, root=root)
     classes = found.class_names(for_training=for_training)

@@ -166,6 +166,25 @@ def legend_of_values(values: Iterable[int], ignore_index: int | None, *, volumes
     return make_legend(names, ids=ids, ignored=ignored, source="the masks' own values")
 
 
+def legend_of_model(values: Iterable[int], classes: Sequence[str], ignore_index: int | None) -> Legend | None:
+    """The classes of a model, for masks that no table explains: some of its classes may not occur in them.
+
+    A class called by its value, as `legend_of_values` does, has that value; other classes are numbered from 0. None
+    where a mask holds a value that would be no class.
+    """
+    found, ids = set(values), list(range(len(classes)))
+    if tuple(classes) == ("background", "object") and found <= {0, 255}:
+        ids = [0, 255] if 255 in found else ids
+    elif all(
+        re.fullmatch(r"class \d+", name) or (place == 0 and name == "background") for place, name in enumerate(classes)
+    ):
+        ids = [0 if name == "background" else int(name.removeprefix("class ")) for name in classes]
+    ignored = [] if ignore_index is None else [ignore_index]
+    if not found <= {*ids, *ignored}:
+        return None
+    return make_legend(classes, ids=ids, ignored=ignored, source="the model's classes")
+
+
 def _spread(place: int) -> RGB:
     """A colour of its own for every number: hues a golden angle apart, in three shades."""
     hue, shade = place * 0.618033988749895 % 1.0, (0.95, 0.7, 0.5)[place % 3]

@@ -14,7 +14,15 @@ from swindow.data.seeds import uniforms
 from swindow.data.segmentation import case_of_pair, volume_files
 from swindow.data.sources import DataSource
 from swindow.data.volume_files import IMAGE_KEYS, MASK_KEYS, read_header
-from swindow.data.volumes import VolumeFiles, VolumeSlices, measure, read_labels, read_pixels, suspect_axis
+from swindow.data.volumes import (
+    VolumeFiles,
+    VolumeSlices,
+    measure,
+    read_labels,
+    read_pixels,
+    suspect_axis,
+    suspect_order,
+)
 from swindow.errors import DataError
 from swindow.images import ImageLimits, ImageTooLarge, Stored, name_of, read_image, read_stored
 from swindow.shapes import IGNORE
@@ -131,28 +139,39 @@ def common_problems(findings: Sequence[tuple[str, Pair, Finding]], legend: Legen
     if held:
         for index, name in enumerate(legend.names):
             if index not in held:
-                message = f"class {name!r} has no pixel in the training masks; add some, or take it out of the classes"
-                problems.append(Problem("unused-class", name, message))
+                problems.append(_unused(name))
     return problems
 
 
-def axis_problem(found: SceneInventory, axis: int, limits: ImageLimits) -> Iterator[Problem]:
-    """Volumes that all have square slices along another axis than the one they are cut along."""
-    shapes, names = [], []
-    for pair in (pair for pairs in found.splits.values() for pair in pairs):
+def axis_problems(files: Iterable[tuple[str, str]], axis: int, limits: ImageLimits) -> Iterator[Problem]:
+    """Volumes that all have square slices along another axis than the one they are cut along, or that differ in it."""
+    by_name: dict[str, tuple[int, ...]] = {}
+    for image, mask in files:
         try:
-            shapes.append(read_header(pair.mask, MASK_KEYS, limits).shape)
-            names.append(pair.image)
+            by_name[image] = read_header(mask, MASK_KEYS, limits).shape
         except DataError:  # said of the file itself
             continue
+    names, shapes = list(by_name), list(by_name.values())
+    exchanged = suspect_order(by_name, axis)
+    if exchanged is not None:
+        odd, usual = exchanged
+        message = (
+            f"{name_of(odd)}: is {_sides(by_name[odd])} where {name_of(usual)} is {_sides(by_name[usual])}, so axis "
+            f"{axis} cuts it along another side; if its axes are exchanged, save it as the others are"
+        )
+        yield Problem("axis-order", odd, message)
     better = suspect_axis(shapes, axis)
     if better is not None:
-        shape = " × ".join(map(str, shapes[0]))
         message = (
-            f"{name_of(names[0])}: a volume of {shape} is cut along axis {axis}, but along axis {better} the slices of "
-            f"all {len(shapes):,} volumes would be square; if those are the slices, give masks.axis {better}"
+            f"{name_of(names[0])}: a volume of {_sides(shapes[0])} is cut along axis {axis}, but along axis {better} "
+            f"the slices of all {len(shapes):,} volumes would be square; if those are the slices, "
+            f"give masks.axis {better}"
         )
         yield Problem("axis-order", names[0], message)
+
+
+def _sides(shape: tuple[int, ...]) -> str:
+    return " × ".join(map(str, shape))
 
 
 def case_problems(found: SceneInventory, config: MaskConfig) -> Iterator[Problem]:
@@ -187,6 +206,7 @@ def sample_check(source: DataSource, *, most: int = 32, seed: int = 0) -> list[P
             continue
         findings = list(_sampled(scenes, most, seed))
         problems += [problem for finding in findings for problem in finding.problems]
+        problems += _of_all(scenes, findings, split)
         if split == "train" and findings and all(_is_ignored(finding) for finding in findings):
             raise DataError(
                 f"{name_of(source.source)}: every pixel of {len(findings):,} training masks looked at is ignored; see "
@@ -197,6 +217,25 @@ def sample_check(source: DataSource, *, most: int = 32, seed: int = 0) -> list[P
         more = f" (and {len(fatal) - 1:,} more: `swindow data check` lists all)" if len(fatal) > 1 else ""
         raise DataError(fatal[0].message + more)
     return [*problems, *_leaks_between(source)]
+
+
+def _of_all(scenes: Scenes, findings: Sequence[Finding], split: str) -> Iterator[Problem]:
+    """What the files say together: classes that no training picture shows, volumes cut along the wrong axis."""
+    reader = scenes.reader
+    if isinstance(reader, VolumeSlices):
+        volumes = {reader.place(int(row))[0] for row in scenes.rows}
+        files = [(reader.volumes[volume].images[0], reader.volumes[volume].mask) for volume in sorted(volumes)]
+        yield from axis_problems(files, reader.axis, reader.limits)
+    elif split == "train" and len(findings) == len(scenes):
+        held = {index for finding in findings for index in finding.classes}
+        for index, name in enumerate(scenes.classes):
+            if index not in held:
+                yield _unused(name)
+
+
+def _unused(name: str) -> Problem:
+    message = f"class {name!r} has no pixel in the training masks; add some, or take it out of the classes"
+    return Problem("unused-class", name, message)
 
 
 def _is_ignored(finding: Finding) -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 from swindow.data.inventory import POOL
 from swindow.data.known_layouts import LAYOUTS, find_layout
 from swindow.data.layouts import EXAMPLE, Pair, SceneInventory
-from swindow.data.legends import Legend, find_legend, legend_of_values
+from swindow.data.legends import Legend, find_legend, legend_of_model, legend_of_values
 from swindow.data.masks import MaskConfig, SceneError, case_of, is_painted, stored_values, values_in
 from swindow.data.scenes import FilePairs, Scenes
 from swindow.data.volume_files import volume_stem
@@ -66,13 +66,19 @@ def volume_files(pair: Pair) -> VolumeFiles:
     return VolumeFiles((pair.image, *pair.more), pair.mask)
 
 
-def pool_scenes(found: SceneInventory, config: MaskConfig, channels: int | None, limits: ImageLimits) -> Pool:
-    """All pictures of an inventory, ready to be read.
+def pool_scenes(
+    found: SceneInventory,
+    config: MaskConfig,
+    channels: int | None,
+    limits: ImageLimits,
+    classes: Sequence[str] | None = None,
+) -> Pool:
+    """All pictures of an inventory, ready to be read; `classes` are those of a model that is to be judged on them.
 
     Raises:
         DataError: volumes, masks or tables that cannot be understood; the message names the file.
     """
-    legend, note = choose_legend(found, config, limits)
+    legend, note = choose_legend(found, config, limits, classes=classes)
     pairs = [(split, pair) for split, pairs in found.splits.items() for pair in pairs]
     if not pairs:
         raise DataError(f"{name_of(found.root)}: there is no image with a mask; add some")
@@ -81,9 +87,16 @@ def pool_scenes(found: SceneInventory, config: MaskConfig, channels: int | None,
 
 
 def choose_legend(
-    found: SceneInventory, config: MaskConfig, limits: ImageLimits, *, lenient: bool = False
+    found: SceneInventory,
+    config: MaskConfig,
+    limits: ImageLimits,
+    *,
+    lenient: bool = False,
+    classes: Sequence[str] | None = None,
 ) -> tuple[Legend, str]:
     """The classes, by the source's table, else its layout, else the values in its masks; and what was assumed.
+
+    Values are those of a model's `classes`, where these are given and could be meant.
 
     ``lenient`` passes over masks that cannot be read: whoever asks reads them all again and says what is wrong.
 
@@ -94,7 +107,9 @@ def choose_legend(
     legend, note = find_legend(Path(found.root), config.ignore_index) or found.legend, ""
     if legend is None:
         values = _values(found, limits, lenient)
-        legend = legend_of_values(values, config.ignore_index, volumes=found.volumes, where=name_of(found.root))
+        legend = legend_of_model(values, classes, config.ignore_index) if classes else None
+        if legend is None:
+            legend = legend_of_values(values, config.ignore_index, volumes=found.volumes, where=name_of(found.root))
         note = f"no table of classes: {len(legend)} by the masks' values"
         if legend.ids == (0, 255):
             note = "masks of only 0 and 255: 255 is the object, nothing is ignored"

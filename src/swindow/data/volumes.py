@@ -1,8 +1,8 @@
 """Volumes as slices: cut along one axis, their intensities brought to 8 bits, kept in memory while there is room."""
 
 import itertools
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -258,6 +258,23 @@ def suspect_axis(shapes: Sequence[tuple[int, ...]], axis: int) -> int | None:
     if not deep or any(square(shape, axis) for shape in deep):
         return None
     return next((k for k in range(3) if k != axis and all(square(shape, k) for shape in deep)), None)
+
+
+def suspect_order(shapes: Mapping[str, tuple[int, ...]], axis: int) -> tuple[str, str] | None:
+    """A volume whose axes look exchanged, and one that it is unlike: the same sides, but far more or fewer slices.
+
+    Of volumes with the same three sides in any order, most agree on how many slices that makes along `axis`.
+    """
+    alike: dict[tuple[int, ...], list[str]] = {}
+    for name, shape in shapes.items():
+        if len(shape) > 2:
+            alike.setdefault(tuple(sorted(shape[:3])), []).append(name)
+    for names in alike.values():
+        usual, most = Counter(shapes[name][axis] for name in names).most_common(1)[0]
+        odd = next((name for name in names if not 2 / 3 < shapes[name][axis] / max(usual, 1) < 3 / 2), None)
+        if odd is not None and 2 * most > len(names):
+            return odd, next(name for name in names if shapes[name][axis] == usual)
+    return None
 
 
 def _along(spacing: Spacing, axis: int) -> Spacing:

@@ -109,7 +109,9 @@ def _masks(masks: MaskConfig | None, settings: dict[str, Any], asked: ReadyModel
 def _opened(data: str | Path, asked: ReadyModel, limits: ImageLimits, masks: MaskConfig) -> DataSource:
     """Data by its name; nothing is held out of it, since nothing is trained on it."""
     channels, task = asked.preprocess.channels, _task(asked)
-    return open_data(data, channels=channels, limits=limits, for_training=False, task=task, masks=masks)
+    return open_data(
+        data, channels=channels, limits=limits, for_training=False, task=task, masks=masks, classes=asked.classes
+    )
 
 
 def _data_of_run(

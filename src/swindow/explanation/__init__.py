@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from numpy import ndarray
 
-from swindow.errors import ConfigError, UnknownName
+from swindow.data.volume_files import volume_suffix
+from swindow.errors import ConfigError, DataError, UnknownName
 from swindow.explanation.frame import Frame
 from swindow.explanation.gathering import array, best, follow, pooled_rollout, stage_maps, unit
 from swindow.explanation.pixels import Question, explain_pixel, frame_of
@@ -75,6 +76,8 @@ def explain(
         CheckpointError: there is no model at the path.
         MissingExtra: a pixel is to be chosen, and scipy is not installed.
     """
+    if isinstance(image, (str, Path)) and volume_suffix(image):
+        raise DataError(f"{name_of(image)}: is a volume or an array, and one picture is explained; save a slice as PNG")
     one = ready(model_or_path, device=device, precision="fp32")
     photo = read_image(image, channels=one.model.config.in_channels, intensity=one.preprocess.intensity)
     size_of_photo = (photo.shape[1], photo.shape[2])

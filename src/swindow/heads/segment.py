@@ -66,7 +66,7 @@ class SegmenterConfig:
 
 
 def losses_of(
-    logits: Float[Tensor, "B K h w"], labels: Int64[Tensor, "B h w"], config: SegmenterConfig
+    logits: Float[Tensor, "B K h w"], labels: Int64[Tensor, "_ _ _"], config: SegmenterConfig
 ) -> dict[str, Tensor]:
     """The configured losses by name, each with its weight; computed in fp32 or wider, inside autocast too.
 
