@@ -160,8 +160,8 @@ def few_masks(facts: Facts) -> TrainConfig:
 def medical_slices(facts: Facts) -> TrainConfig:
     """Slices and volumes with structures before a background, from scratch, on any machine.
 
-    Small slices, of which there are many, are enlarged and seen by a Swin in one window, every stage's map a whole number
-    of attention windows. Few large ones are a narrow ResNet's, which generalises from fewer (docs/log.md).
+    Small slices, of which there are many, are enlarged and seen by a Swin in one window, every stage's map a whole
+    number of attention windows. Few large ones are a narrow ResNet's, which generalises from fewer (docs/log.md).
     On two CPU cores: msd-hippocampus, 72 volumes, 87.0 % mean Dice on the validation volumes after 9 minutes;
     sunnybrook-cardiac, 29 patients, SUNNY Dice of the left ventricle on the validation patients after MIN minutes.
     """
