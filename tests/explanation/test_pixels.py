@@ -341,11 +341,90 @@ def test_what_cannot_be_explained_is_refused(tiny: Callable[..., Model]) -> None
         explain(ready(tiny()), noise(16, 16), region=True)
     with pytest.raises(ConfigError, match="fit 'crop' leaves parts of the picture out"):
         explain(ready(segmenter(), (32, 32)), noise(32, 32))
-    vit = build(
-        "upernet_vit_tiny", num_classes=3, dim=24, depths=(1, 1), image_size=32, decoder_width=8, auxiliary_width=8
-    )
-    with pytest.raises(ConfigError, match="upernet_vit_tiny has no window attention to explain"):
-        explain(ready(vit, (32, 32), fit="squash"), noise(32, 32))
+
+
+RESNET: dict[str, Any] = {"width": 8, "depths": (1, 1, 1)}
+VIT: dict[str, Any] = {"dim": 24, "depths": (1, 1, 1), "patch": 4, "image_size": 32}
+MLP: dict[str, Any] = {"dim": 8, "depths": (2, 2, 2), "num_heads": (2, 4, 8), "window": 4, "patch": 2, "image_size": 32}
+UPERNET: dict[str, Any] = {"decoder_width": 8, "auxiliary_width": 8}
+UNET: dict[str, Any] = {"decoder_depths": (1, 1)}
+WITHOUT = [
+    ("upernet_resnet_18", RESNET | UPERNET),
+    ("unet_resnet_18", RESNET | UNET),
+    ("upernet_vit_tiny", VIT | UPERNET),
+    ("unet_vit_tiny", VIT | UNET),
+    ("upernet_swin_mlp_tiny_c24", MLP | UPERNET),
+]
+
+
+def without_window_attention(name: str, fields: dict[str, Any]) -> Model:
+    model = build(name, num_classes=3, **fields).eval()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+@pytest.mark.parametrize(("name", "fields"), WITHOUT)
+def test_evidence_without_window_attention_is_that_of_the_models_own_tensors(name: str, fields: dict[str, Any]) -> None:
+    """Against hooks: the walk ends in the model's answer, and each stage counts by every way that leads on."""
+    model, images, target, y, x = without_window_attention(name, fields), torch.randn(1, 3, 37, 45), 1, 11, 30
+    body, kept = model.backbone, dict[nn.Module, Tensor]()
+    read = [[stage] + ([body.norms[str(n)]] if len(body.norms) else []) for n, stage in enumerate(body.stages)]
+    read[-1] = read[-1][-1:]
+    hooks = [
+        module.register_forward_hook(lambda module, _, output: kept.update({module: output}))
+        for modules in read
+        for module in modules
+    ]
+    expected = model(images)
+    for hook in hooks:
+        hook.remove()
+    gradients = dict(zip(kept, torch.autograd.grad(expected[0, target, y, x], kept.values()), strict=True))
+    seen: list[Tensor] = []
+
+    def asked(logits: Tensor) -> Tensor:
+        seen.append(logits.detach())
+        return logits[0, target, y, x]
+
+    found = pixel_evidence(model, images, asked)
+    assert torch.equal(seen[0], expected)
+    assert torch.equal(trace_segmenter(model, images, [(0, 0)] * 3).logits, expected)
+    for stage, modules in enumerate(read):
+        for mean, heat in ((True, found[stage].averaged), (False, found[stage].local)):
+            if name.startswith("unet") and stage == 2 and not mean:
+                assert heat.shape == found[stage].averaged.shape  # by what it is expanded to
+                continue
+            weighed = []
+            for module in modules:
+                value, gradient = kept[module], gradients[module]
+                if "vit" in name:  # a sequence, its class token first, on 10 x 12 patches
+                    value, gradient = (z[:, 0, 1:].unflatten(1, (10, 12)) for z in (value, gradient))
+                gradient = gradient.mean(dim=(1, 2)) if mean else gradient
+                weighed.append((value * gradient).sum(-1)[0].detach())
+            total = torch.stack(weighed).sum(0)
+            assert total.any()
+            torch.testing.assert_close(heat, total.relu(), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "fields"), [WITHOUT[0], WITHOUT[3]])
+def test_without_window_attention_there_is_grad_cam_and_the_answer(
+    name: str, fields: dict[str, Any], tmp_path: Path
+) -> None:
+    model, photo = ready(without_window_attention(name, fields), (32, 40), fit="squash"), noise(32, 40)
+    result = explain(model, photo, point=(30, 8), out=tmp_path)
+    shares = model(model.preprocess(torch.from_numpy(photo).permute(2, 0, 1))[None])[0].softmax(0).detach()
+    np.testing.assert_array_equal(result.segmented.mask, shares.argmax(0).numpy())
+    assert dict(result.prediction) == pytest.approx({str(i): float(share) for i, share in enumerate(shares[:, 8, 30])})
+    assert len(result.segmented.hirescam) == 3
+    assert all(heat.max() in (0, 1) for heat in (result.gradcam, *result.segmented.hirescam))
+    assert (result.stages, result.decoder, result.point.stages, result.rollout) == ((), (), (), None)
+    assert result.note.startswith(f"The backbone of {name} has no window attention to show")
+    text = check_written(tmp_path, {"index.html", "prediction.png", "gradcam.png", "evidence.png"})
+    assert result.note in text
+    assert "Every head" not in text
+    if name.startswith("upernet"):
+        text = (explain(model, photo, region=True).save(tmp_path)[0]).read_text(encoding="utf-8")
+        assert "attention is that" not in text
 
 
 @pytest.mark.parametrize("suffix", [".nii.gz", ".npz", ".npy"])

@@ -51,8 +51,10 @@ def explain(
     """Window attention, a point's receptive field and Grad-CAM for one image, as arrays and, with `out`, as pictures.
 
     A classifier is asked about its image, a segmenter (UPerNet or U-Net) about one pixel: Grad-CAM is then that of the
-    class's logit at the point. Where the model was trained on windows, a picture of more than four windows' area is
-    explained in the one window around the point; `Explanation.segmented` says where that lies.
+    class's logit at the point. A segmenter whose backbone has no window attention (ResNet, ViT, Swin-MLP) is explained
+    without attention, as `Explanation.note` says; such a classifier is refused. Where the model was trained on windows,
+    a picture of more than four windows' area is explained in the one window around the point;
+    `Explanation.segmented` says where that lies.
 
     Args:
         model_or_path: a model, left exactly as it is, or what `swindow.load` takes.
@@ -71,7 +73,8 @@ def explain(
 
     Raises:
         ConfigError: a point that the model does not see, a stage or class that it does not have, a region that is
-            empty or not a segmenter's, or a model that does not say how pixels are prepared.
+            empty or not a segmenter's, a classifier without window attention, or a model that does not say how pixels
+            are prepared.
         DataError: the image cannot be read, or `out` cannot be written.
         CheckpointError: there is no model at the path.
         MissingExtra: a pixel is to be chosen, and scipy is not installed.
@@ -82,7 +85,8 @@ def explain(
     photo = read_image(image, channels=one.model.config.in_channels, intensity=one.preprocess.intensity)
     size_of_photo = (photo.shape[1], photo.shape[2])
     one = dataclasses.replace(one, preprocess=_sized(one.preprocess, size, size_of_photo))
-    stages = len(windowed(one.model).config.depths)
+    body = one.model.backbone if one.model.task == "segment" else windowed(one.model)
+    stages = len(body.config.depths)
     asked = Question(point, _target(target, one.classes), _stage(stage, stages), region)
     _check_point(point, frame_of(one.preprocess, size_of_photo))
     if region and one.model.task != "segment":

@@ -26,8 +26,7 @@ def prediction(e: Explanation, answer: Segmented, board: Callable[[int], Canvas]
         name="prediction",
         title=f"The predicted classes: “{here}” at {place_in_picture(e)}",
         subtitle=f"what a class covers of the {'window' if answer.windowed else 'picture'}, in the key below",
-        meaning="What the model says of every pixel. All that follows is about the one that is marked"
-        + (", but for Grad-CAM." if answer.region else "."),
+        meaning="What the model says of every pixel. " + _about(e, answer),
         panels=(
             Panel(pixels=large.plain(), caption="photo", point=place(e, large)),
             Panel(pixels=np.asarray(painted, np.float32) / 255, caption="predicted classes", point=place(e, large)),
@@ -93,6 +92,13 @@ def why(e: Explanation, answer: Segmented, board: Callable[[int], Canvas]) -> li
             key=key,
         ),
     ]
+
+
+def _about(e: Explanation, answer: Segmented) -> str:
+    """Which pixels the other pictures are about."""
+    if answer.region and not e.stages:
+        return f"All that follows is about those predicted as “{shortened(e.target)}”."
+    return "All that follows is about the one that is marked" + (", but for Grad-CAM." if answer.region else ".")
 
 
 def _here(e: Explanation) -> str:

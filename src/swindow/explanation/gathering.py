@@ -44,8 +44,8 @@ def pooled_rollout(traces: Traces) -> ndarray:
 
 
 def follow(traces: Traces, tokens: list[Size]) -> tuple[PointStage, ...]:
-    """A token of each stage, followed back through all stages before it."""
-    return tuple(_encoder_stage(traces[: stage + 1], token) for stage, token in enumerate(tokens))
+    """A token of each stage that was traced, followed back through all stages before it."""
+    return tuple(_encoder_stage(traces[: stage + 1], token) for stage, token in enumerate(tokens[: len(traces)]))
 
 
 def follow_decoder(encoder: Traces, decoder: Traces, tokens: list[Size], *, entries: bool) -> tuple[PointStage, ...]:

@@ -63,6 +63,7 @@ def _page(e: Explanation, shown: list[Picture], drawings: Drawings) -> str:
     sections = {picture.name: _section(picture, *drawings[picture.name]) for picture in shown}
     first = "\n".join(section for name, section in sections.items() if not name.startswith("heads-"))
     heads = "\n".join(section for name, section in sections.items() if name.startswith("heads-"))
+    details = f"<details><summary>Every head of every stage</summary>\n{heads}\n</details>" if heads else ""
     name = html.escape(Path(e.name).name)
     return f"""<!doctype html>
 <html lang="en">
@@ -78,14 +79,12 @@ def _page(e: Explanation, shown: list[Picture], drawings: Drawings) -> str:
 </header>
 <section class="top">
 <div><h2>{"Prediction" if e.segmented is None else f"Prediction at {place_in_picture(e)}"}</h2>{_bars(e)}</div>
-<div><h2>Stages</h2>{_table(e)}</div>
+<div><h2>Stages</h2>{_table(e) if e.stages else f"<p>{html.escape(e.note)}</p>"}</div>
 </section>
 {first}
-<details><summary>Every head of every stage</summary>
-{heads}
-</details>
+{details}
 <footer>Made by swindow. Pictures show what the model computed; they are evidence about the model, not about the world.
-Attention says where information came from, not what it was used for.</footer>
+{"Attention says where information came from, not what it was used for." if e.stages else ""}</footer>
 </main>
 </html>
 """
@@ -140,9 +139,10 @@ def _facts_of_pixel(e: Explanation, answer: Segmented) -> str:
         how = "as chosen"
     elif not answer.windowed and answer.classes.index(e.target) not in answer.mask:
         how = f"where {target}, which is predicted nowhere, is most probable"
-    asked = (
-        f"all pixels predicted as {target}; attention is that of {pixel}" if answer.region else f"{target} at {pixel}"
-    )
+    asked = f"{target} at {pixel}"
+    if answer.region:
+        followed = "attention is that of" if e.stages else "marked is"
+        asked = f"all pixels predicted as {target}; {followed} {pixel}"
     return (
         f"The picture has {width} × {height} pixels. {part} {columns} × {rows} pixels. Explained below: {asked}, {how}."
     )

@@ -39,10 +39,14 @@ def pictures(e: Explanation) -> list[Picture]:
     encoder = _shown("stage", e.stages, e.point.stages)
     decoder = _shown("decoder", e.decoder, e.point.decoder)
     parts = [(part, suffix) for part, suffix in ((encoder, ""), (decoder, "-decoder")) if part]
+    answers = [_gradcam(e, board)]
+    if e.segmented is not None:
+        answers = [prediction(e, e.segmented, board), *why(e, e.segmented, board)]
+    if e.rollout is None:  # no window attention
+        return answers
     return [
-        *([] if e.segmented is None else [prediction(e, e.segmented, board)]),
-        *([_gradcam(e, board)] if e.segmented is None else why(e, e.segmented, board)),
-        _rollout(e, board),
+        *answers,
+        _rollout(e, e.rollout, board),
         *(_point(e, part, suffix, board) for part, suffix in parts),
         *(_point_heads(e, part[-1], suffix, board) for part, suffix in parts),
         _receptive_field(e, encoder + decoder, board),
@@ -76,8 +80,8 @@ def _gradcam(e: Explanation, board: Board) -> Picture:
     )
 
 
-def _rollout(e: Explanation, board: Board) -> Picture:
-    large, shares = board(LARGE), e.rollout * e.rollout.size
+def _rollout(e: Explanation, rollout: ndarray, board: Board) -> Picture:
+    large, shares = board(LARGE), rollout * rollout.size
     top = _top([shares], least=1.25)  # a mean over all tokens is smooth
     end = "decoder" if e.decoder else "encoder"
     made = "the mean of the final tokens" if e.segmented is None else f"the pixel's token at the {end}'s end"

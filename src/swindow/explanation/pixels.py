@@ -11,12 +11,15 @@ from jaxtyping import Bool, Float, Integer
 from numpy import ndarray
 from torch import Tensor
 
+from swindow.backbones import WindowedBackbone
 from swindow.errors import ConfigError, require
 from swindow.explanation.frame import Frame
 from swindow.explanation.gathering import array, best, follow, follow_decoder, stage_maps, unit
 from swindow.explanation.results import Explanation, PointMaps, Segmented
-from swindow.explanation.tracing import pixel_evidence, trace_segmenter, windowed
+from swindow.explanation.tracing import has_window_attention, pixel_evidence, trace_segmenter
+from swindow.heads import UNet
 from swindow.inference import ReadyModel, evaluating
+from swindow.model import Model
 from swindow.ops.windows import Size
 from swindow.overlays import background_of, colours_of
 from swindow.preprocess import Preprocess
@@ -116,7 +119,7 @@ def _seen_at_once(
 def _explained(view: View, name: str, subject: tuple[int, int], answer: Segmented, point: PointMaps) -> Explanation:
     """Everything about a class and a stage at a point of a view."""
     model, (target, stage) = view.one.model, subject
-    body, frame = windowed(model), frame_of(view.one.preprocess, view.size)
+    body, frame = model.backbone, frame_of(view.one.preprocess, view.size)
     strides = body.config.strides
     tokens = [frame.token(point.x, point.y, stride) for stride in strides]
     inside = answer.mask == target if answer.region else None
@@ -127,7 +130,8 @@ def _explained(view: View, name: str, subject: tuple[int, int], answer: Segmente
     shares = _logits_at(view.restored(logits), point.x, point.y).softmax(0)
     laid = zip(evidence, strides, strict=True)
     local = tuple(unit(frame.lay(array(found.local), stride)) for found, stride in laid)
-    joined = follow_decoder(encoder, decoder, tokens, entries=body.entries)
+    entries = isinstance(body, WindowedBackbone) and body.entries
+    joined = follow_decoder(encoder, decoder, tokens, entries=entries)
     point = dataclasses.replace(point, stages=follow(encoder, tokens), decoder=joined)
     return Explanation(
         name=name,
@@ -138,12 +142,21 @@ def _explained(view: View, name: str, subject: tuple[int, int], answer: Segmente
         probability=float(shares[target]),
         gradcam=unit(frame.lay(array(evidence[stage].averaged), strides[stage])),
         gradcam_stage=stage,
-        rollout=(point.decoder or point.stages)[-1].rollout,
+        rollout=(point.decoder or point.stages)[-1].rollout if encoder else None,
         stages=tuple(map(stage_maps, encoder, strides)),
         decoder=tuple(map(stage_maps, decoder, reversed(strides[:-1]))),
         point=point,
         segmented=dataclasses.replace(answer, hirescam=local),
+        note=_missing(model),
     )
+
+
+def _missing(model: Model) -> str:
+    """What of an explanation this model has nothing for."""
+    if has_window_attention(model):
+        return ""
+    decoder = "; that of its decoder is left out" if isinstance(model.head, UNet) else ""
+    return f"The backbone of {model.config.name} has no window attention to show{decoder}."
 
 
 def score(

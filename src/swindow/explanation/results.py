@@ -111,17 +111,20 @@ class Explanation:
     """How much each pixel of the photo speaks for the class, 1 the most; 0 where nothing was seen."""
     gradcam_stage: int
     """The stage whose map Grad-CAM weighs."""
-    rollout: Float[ndarray, "P Q"]
+    rollout: Float[ndarray, "P Q"] | None
     """From which patches the mean of the last stage's tokens is made, by attention roll-out; sums to 1. Of a segmenter:
-    the point's token, at the end of the encoder or of the U-Net's decoder."""
+    the point's token, at the end of the encoder or of the U-Net's decoder. None without window attention: see `note`.
+    """
     stages: tuple[StageMaps, ...]
-    """Attention received, stage by stage."""
+    """Attention received, stage by stage; empty where the backbone has no window attention: see `note`."""
     point: PointMaps
     """One point's attention and receptive field."""
     decoder: tuple[StageMaps, ...] = ()
     """Attention received in a U-Net's decoder, coarsest first."""
     segmented: Segmented | None = None
     """Of a segmenter."""
+    note: str = ""
+    """What is not shown and why, one line; empty where nothing is missing."""
 
     def save(self, folder: str | Path) -> list[Path]:
         """Write every picture as PNG and a self-contained ``index.html`` into `folder`; return their paths, page first.

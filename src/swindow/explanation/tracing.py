@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from swindow.backbones import WindowedBackbone
+from swindow.backbones import Backbone, ViT, WindowedBackbone
 from swindow.backbones.windowed import Stage
 from swindow.errors import ConfigError
 from swindow.explanation import windows
@@ -50,6 +50,16 @@ class Evidence(NamedTuple):
     """Every place with its own gradients (HiResCAM, Draelos & Carin 2020; of segmenters Rheude et al. 2024)."""
 
 
+class Walk(NamedTuple):
+    """One image through a backbone, with gradients: what stands for each stage's map, and what the head reads."""
+
+    parts: list[list[Tensor]]
+    """Of each stage its map, and that after a norm where the head reads it so; of the last only what the head reads."""
+    pyramid: Pyramid
+    as_map: Callable[[Tensor], Tensor]
+    """A part, or its gradient, as ``B H W C``."""
+
+
 class ClassMap(NamedTuple):
     """The logits of an image, the class explained, and how much each token of a stage speaks for it."""
 
@@ -65,9 +75,15 @@ def windowed(model: Model) -> WindowedBackbone:
         ConfigError: it has none.
     """
     body = model.backbone
-    if not isinstance(body, WindowedBackbone) or not all(hasattr(block, "attn") for block in body.blocks()):
+    if not isinstance(body, WindowedBackbone) or not has_window_attention(model):
         raise ConfigError(f"{model.config.name} has no window attention to explain; explain takes Swin and Swin V2")
     return body
+
+
+def has_window_attention(model: Model) -> bool:
+    """Whether the blocks of the model's backbone attend in windows."""
+    body = model.backbone
+    return isinstance(body, WindowedBackbone) and all(hasattr(block, "attn") for block in body.blocks())
 
 
 def grad_cam(model: Model, images: Images, target: int | None, stage: int) -> ClassMap:
@@ -94,27 +110,25 @@ def pixel_evidence(
     """What speaks for a number made of a segmenter's logits in the map of every stage.
 
     Gradients come to a stage's map by every way that leads on: through the later stages, and through the head where
-    that reads it. Where the head reads it after a norm (UPerNet), the normed map counts too, with its own gradients: a
-    norm's gradient is orthogonal to its input, so that by the map alone the head's reading would count for nothing.
-    For the same reason the last map is taken after its norm, and of a U-Net its places count by what the decoder first
-    expands them to.
+    that reads it. Where the head reads it after a norm (UPerNet on a Swin), the normed map counts too, with its own
+    gradients: a norm's gradient is orthogonal to its input, so that by the map alone the head's reading would count
+    for nothing. For the same reason the last map is taken after its norm, and of a U-Net its places count by what the
+    decoder first expands them to.
     """
-    body, head = windowed(model), cast(Segmenter, model.head)
+    head = cast(Segmenter, model.head)
     with torch.enable_grad():
-        entries, maps = _walk(body, body.embed(images).detach().requires_grad_())
-        skips, last = _skips(body, entries, maps), _normed(body, maps[-1])
-        outputs, expanded = _through_head(head, (*skips, last), lambda stage, x: stage(x))
-        parts = [[x] for x in maps[:-1]]
-        if not body.entries:
-            parts = [[x, normed] for x, normed in zip(maps[:-1], skips, strict=True)]
-        parts += [[last], expanded[:1]]
+        parts, pyramid, as_map = _walk(model.backbone, images)
+        outputs, expanded = _through_head(head, pyramid, lambda stage, x: stage(x))
         number = score(head.decode(outputs, (images.shape[2], images.shape[3])))
-        gradients = iter(torch.autograd.grad(number, [x for part in parts for x in part]))
-    pairs = [[(x.detach(), next(gradients)) for x in part] for part in parts]
-    found = [Evidence(_averaged(part), _local(part).relu()) for part in pairs[:-1]]
+        asked = [x for part in parts for x in part] + expanded[:1]
+        gradients = iter(torch.autograd.grad(number, asked))
+    pairs = [[(as_map(x.detach()), as_map(next(gradients))) for x in part] for part in parts]
+    found = [Evidence(_averaged(part), _local(part).relu()) for part in pairs]
     if expanded:
-        cells = F.avg_pool2d(_local(pairs[-1])[None], 2, ceil_mode=True, divisor_override=1)[0]
-        found[-1] = found[-1]._replace(local=cells.relu())
+        local = _local([(expanded[0].detach(), next(gradients))])
+        if head.pyramid is None:  # else the head made its coarsest map of 2x2 tokens, which lie where they lay before
+            local = F.avg_pool2d(local[None], 2, ceil_mode=True, divisor_override=1)[0]
+        found[-1] = found[-1]._replace(local=local.relu())
     return found
 
 
@@ -126,7 +140,12 @@ def trace(backbone: WindowedBackbone, images: Images, tokens: list[Size]) -> lis
 
 @torch.no_grad()
 def trace_segmenter(model: Model, images: Images, tokens: list[Size]) -> Trail:
-    """`trace` of a segmenter, and of its decoder where that has blocks; a decoder's map has the encoder's tokens."""
+    """`trace` of a segmenter, and of its decoder where that has blocks; a decoder's map has the encoder's tokens.
+
+    Without window attention in the backbone there are no blocks to show, of a decoder neither: only the logits.
+    """
+    if not has_window_attention(model):
+        return Trail([], [], model(images))
     encoder, pyramid = _trace_encoder(windowed(model), images, tokens)
     head, decoder, left = cast(Segmenter, model.head), list[list[BlockTrace]](), tokens[-2::-1]
 
@@ -164,8 +183,9 @@ def _through_head(
     """The head's outputs; of a U-Net as in `UNet.forward`, its stages run by `run`, and what it expanded on the way."""
     if not isinstance(head, UNet):
         return head(pyramid), []
-    x, expanded = pyramid[-1], list[Tensor]()
-    for expand, join, stage, skip in zip(head.expands, head.joins, head.stages, reversed(pyramid[:-1]), strict=True):
+    maps = pyramid if head.pyramid is None else head.pyramid(pyramid)
+    x, expanded = maps[-1], list[Tensor]()
+    for expand, join, stage, skip in zip(head.expands, head.joins, head.stages, reversed(maps[:-1]), strict=True):
         expanded.append(crop(expand(x), (skip.shape[1], skip.shape[2])))
         x = run(cast(Stage, stage), join(torch.cat([expanded[-1], skip], dim=-1)))
     x = head.final(head.norm(x))
@@ -195,14 +215,29 @@ def _trace_block(block: Any, x: Tensor, token: Size) -> BlockTrace:
     )
 
 
-def _walk(body: WindowedBackbone, x: Tokens) -> tuple[list[Tensor], list[Tensor]]:
-    """What enters each stage, and what it makes of it."""
-    entries, maps = [], []
+def _walk(body: Backbone, images: Images) -> Walk:
+    """The image through the backbone; its parts carry gradients even where no parameter does."""
+    images = images.detach().requires_grad_()
+    if isinstance(body, WindowedBackbone):
+        return _walk_windowed(body, images)
+    if isinstance(body, ViT):  # a stage hands on its whole sequence, learned tokens too: maps alone would miss that way
+        sequences, grid = body.sequences(images)
+        normed = [body.norm(x, stage) for stage, x in enumerate(sequences)]
+        parts = [[x, read] for x, read in zip(sequences[:-1], normed[:-1], strict=True)]
+        return Walk([*parts, normed[-1:]], tuple(body.as_map(x, grid) for x in normed), lambda x: body.as_map(x, grid))
+    maps = body.stage_maps(images)
+    return Walk([[x] for x in maps], maps, lambda x: x)
+
+
+def _walk_windowed(body: WindowedBackbone, images: Images) -> Walk:
+    x, entries, maps = body.embed(images), list[Tensor](), list[Tensor]()
     for stage in body.each_stage():
         entries.append(x)
         maps.append(stage(x))
         x = _merged(stage, maps[-1])
-    return entries, maps
+    skips, last = _skips(body, entries, maps), _normed(body, maps[-1])
+    parts = [[x] if body.entries else [x, normed] for x, normed in zip(maps[:-1], skips, strict=True)]
+    return Walk([*parts, [last]], (*skips, last), lambda x: x)
 
 
 def _merged(stage: Stage, x: Tokens) -> Tensor:
