@@ -185,6 +185,12 @@ def test_the_published_recipes_are_as_published():
     assert [schedule(step, 100, unet.optim) for step in (0, 50)] == pytest.approx([1, 0.5**0.9])
     head = model_config(unet.model, **unet.fields).head
     assert (head.cross_entropy, head.dice) == (0.4, 0.6)
+    with torch.device("meta"):  # the decoder's rates are those of the encoder's blocks on the same maps
+        model = swindow.build(unet.model, **unet.fields)
+    encoder = [[block.drop_path.rate for block in stage.blocks] for stage in model.backbone.stages]
+    assert [[block.drop_path.rate for block in stage.blocks] for stage in model.head.stages] == [
+        pytest.approx(rates) for rates in encoder[2::-1]
+    ]
 
 
 @pytest.mark.parametrize("name", ["upernet_swin_nano", "swin_unet", "upernet_resnet_18"])

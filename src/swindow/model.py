@@ -115,6 +115,9 @@ class Composition(NamedTuple):
 
 _FOUR_TWOS: dict[str, Any] = {"depths": (2, 2, 2, 2), "num_heads": (3, 6, 12, 24), "dim": 96, "drop_path": 0.2}
 
+_MIRRORED = 0.2 * 5 / 7
+"""The decoder's blocks have the rates of the encoder's, whose last two have no counterpart (Swin-Unet's code)."""
+
 
 def _decoder(backbone: BackboneConfig) -> UNetConfig:
     """A U-Net decoder for a backbone: two blocks on each size that it joins."""
@@ -124,8 +127,8 @@ def _decoder(backbone: BackboneConfig) -> UNetConfig:
 MODELS: dict[str, Composition] = {
     **{f"upernet_{name}": Composition(variant, UperNetConfig()) for name, variant in VARIANTS.items()},
     **{f"unet_{name}": Composition(variant, _decoder(variant)) for name, variant in VARIANTS.items()},
-    "swin_unet": Composition(SwinConfig(**_FOUR_TWOS), UNetConfig(decoder_drop_path=0.2)),
-    "swin_unet_v2": Composition(SwinV2Config(**_FOUR_TWOS), UNetConfig(decoder_drop_path=0.2)),
+    "swin_unet": Composition(SwinConfig(**_FOUR_TWOS), UNetConfig(decoder_drop_path=_MIRRORED)),
+    "swin_unet_v2": Composition(SwinV2Config(**_FOUR_TWOS), UNetConfig(decoder_drop_path=_MIRRORED)),
 }
 """Backbones with another head than a classifier, by name: any variant after ``upernet_`` or ``unet_``, and Swin-Unet as
 published."""

@@ -246,7 +246,7 @@ def swin_unet_synapse(facts: Facts) -> TrainConfig:
     return TrainConfig(
         recipe="swin-unet-synapse",
         model=facts.model or "swin_unet",
-        fields=facts.fields if facts.model else {},
+        fields=facts.fields if facts.model else {"decoder_drop_path": 0.2 * 5 / 7},
         size=facts.size or 224,
         fit="squash",
         epochs=150,
