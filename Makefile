@@ -7,7 +7,7 @@ PYTEST := $(BIN)/python -m pytest -q
 DEMO   ?= runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-segment test test-all test-gpu lint types floors fmt bench lock clean
+.PHONY: help setup demo demo-segment demo-detect test test-all test-gpu lint types floors fmt bench lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -40,6 +40,9 @@ demo: setup  ## train on 1,797 scanned digits, judge, predict, explain (three mi
 
 demo-segment: setup  ## train on 96 painted towns to name every pixel, judge, predict, explain (four minutes on two cores)
 	@OMP_WAIT_POLICY=passive $(BIN)/python examples/demo_segment.py --out $(DEMO)-segment
+
+demo-detect: setup  ## train on 120 painted desks to find what lies there, judge, predict, explain (five minutes on two cores)
+	@OMP_WAIT_POLICY=passive $(BIN)/python examples/demo_detect.py --out $(DEMO)-detect
 
 test: setup  ## the fast tests (tiny configs), in two passes: with shapes checked, and compiled
 	$(PYTEST) -n 2 -m "not slow and not gpu and not compiled" --jaxtyping-packages=swindow,beartype.beartype

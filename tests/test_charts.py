@@ -6,7 +6,17 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from swindow.charts import HEIGHT, WIDTH, Series, confusion_chart, line_chart, reliability_chart, shown_classes
+from swindow.charts import (
+    HEIGHT,
+    WIDTH,
+    Recalls,
+    Series,
+    confusion_chart,
+    line_chart,
+    recall_chart,
+    reliability_chart,
+    shown_classes,
+)
 from swindow.metrics import Bin
 
 SPACE = "{http://www.w3.org/2000/svg}"
@@ -160,3 +170,31 @@ def test_names_of_any_kind_stay_well_formed():
     assert "<script" not in svg
     svg.encode("utf-8")
     assert len(re.findall("x{24,}", "".join(labels(parse(svg))))) == 0
+
+
+def test_precision_is_drawn_until_the_recall_that_is_not_reached():
+    half = np.concatenate([np.ones(31), np.full(20, 0.5), np.zeros(50)])
+    curves = [
+        Recalls("cat <1>", half, (10, 200, 30)),
+        Recalls("nothing", np.zeros(101), (1, 2, 3)),
+        Recalls("all", np.linspace(1, 0.2, 101), style="mean"),
+    ]
+    tree = parse(recall_chart(curves))
+    ticks = {node.text: float(node.get("y")) - 4 for node in tree.iter("text") if node.get("text-anchor") == "end"}
+    across = {node.text: float(node.get("x")) for node in tree.iter("text") if node.get("text-anchor") == "middle"}
+    lines = [
+        (node, [tuple(map(float, point.split(","))) for point in node.get("points").split()])
+        for node in tree.iter("polyline")
+    ]
+    (cat, points), (_, nothing), (mean, whole) = lines
+    assert cat.get("style") == "stroke:rgb(10, 200, 30)"
+    assert points[0] == pytest.approx((across["0%"], ticks["100%"]), abs=0.06)
+    assert points[-2] == pytest.approx((across["50%"], ticks["50%"]), abs=0.06)
+    assert points[-1] == pytest.approx((across["50%"], ticks["0%"]), abs=0.06)
+    assert len(points) == 52
+    assert len(set(nothing)) == 1
+    assert mean.get("class") == "line mean"
+    assert len(whole) == 101
+    assert whole[-1][0] == pytest.approx(across["100%"], abs=0.06)
+    assert {"cat <1>", "nothing", "all"} <= set(labels(tree))
+    assert "cat <1>: 40.6% on average" in tree.get("aria-label")

@@ -89,3 +89,15 @@ def test_the_data_is_small_text() -> None:
     lines = gzip.decompress(packed).decode().splitlines()
     assert len(lines) == 21844
     assert all(line.count("\t") == 2 for line in lines)
+
+
+def test_coco_s_names_are_torchvisions_each_at_its_number() -> None:
+    from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights
+
+    published = MaskRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
+    assert list(classes.coco_by_id()) == ["N/A", *published[1:]]
+    assert list(classes.coco_from_1()) == published[1:]
+    assert list(classes.coco()) == [name for name in published[1:] if name != "N/A"]
+    assert len(classes.coco()) == len(set(classes.coco())) == 80
+    assert (classes.coco()[0], classes.coco()[79]) == ("person", "toothbrush")
+    assert classes.class_names("coco_by_id")[18] == "dog"

@@ -217,6 +217,46 @@ def test_product_macs_of_segmenters_are_what_torch_counts(head: str, family: str
     assert sum(part.macs for part in counts.parts) == counts.macs
 
 
+# Millions of parameters and G MACs at 1280x800, of the Swin paper's detection repository and of mmdetection's ResNets.
+DETECTORS = {
+    "mask_rcnn_swin_tiny": (48, 267),
+    "mask_rcnn_swin_small": (69, 359),
+    "cascade_mask_rcnn_swin_tiny": (86, 745),
+    "cascade_mask_rcnn_swin_small": (107, 838),
+    "cascade_mask_rcnn_swin_base": (145, 982),
+    "mask_rcnn_resnet_50": (44, 260),
+    "cascade_mask_rcnn_resnet_50": (82, 739),
+}
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_published_counts_of_detectors(name: str) -> None:
+    parameters, macs = DETECTORS[name]
+    counts = count(on_meta(name), (800, 1280))
+    assert round(counts.parameters / 1e6) == parameters
+    assert counts.macs / 1e9 == pytest.approx(macs, rel=0.008)
+
+
+def test_detr_s_published_count_is_of_larger_pictures() -> None:
+    model = on_meta("detr_resnet50")
+    assert count(model, (800, 1066)).macs / 1e9 == pytest.approx(81.25, abs=0.01)
+    assert count(model, (800, 1128)).macs / 1e9 == pytest.approx(86, rel=0.002)
+
+
+@pytest.mark.parametrize("head", ["mask_rcnn", "cascade_mask_rcnn", "retinanet", "detr"])
+@pytest.mark.parametrize("family", ["swin_micro", "resnet_18", "deit_tiny"])
+def test_product_macs_of_detectors_are_what_torch_counts(head: str, family: str) -> None:
+    model = on_meta(f"{head}_{family}")
+    if hasattr(model.config.backbone, "window"):
+        use_backend(model, "reference")
+    with FlopCounterMode(display=False) as counter:
+        model.head.rehearse(model.outputs(torch.empty(1, 3, 64, 96, device="meta")))
+    counts = count(model, (64, 96))
+    assert counter.get_total_flops() == 2 * counts.product_macs
+    assert counts.parameters == sum(parameter.numel() for parameter in model.parameters())
+    assert sum(part.macs for part in counts.parts) == counts.macs
+
+
 def test_what_runs_is_less_than_what_is_published() -> None:
     with torch.device("meta"):
         model = build("upernet_swin_tiny").eval()

@@ -111,6 +111,28 @@ def test_linear_and_constant_schedules():
     assert schedule(99, 100, OptimConfig(warmup=0.0, decay="none")) == 1.0
 
 
+def test_steps_of_a_tenth_come_at_their_share_of_the_run():
+    config = OptimConfig(warmup=0.0, decay="step", milestones=(27 / 36, 33 / 36))
+    assert [schedule(epoch, 36, config) for epoch in (0, 26, 27, 32, 33, 35)] == pytest.approx(
+        [1, 1, 0.1, 0.1, 0.01, 0.01]
+    )
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"milestones": (0.5,)}, {"decay": "step"}, {"decay": "step", "milestones": (0.6, 0.5)}]
+)
+def test_milestones_belong_to_the_steps_and_rise(wrong):
+    with pytest.raises(ConfigError, match="milestones"):
+        OptimConfig(**wrong)
+
+
+def test_the_backbone_can_have_a_rate_of_its_own(model):
+    optimizer = Optimizer(model, OptimConfig(lr=1.0, backbone_share=0.1))
+    rates = {optimizer.names[id(p)]: group["peak"] for group in optimizer.groups() for p in group["params"]}
+    assert {name.split(".")[0]: rate for name, rate in rates.items()} == pytest.approx({"backbone": 0.1, "head": 1.0})
+    assert len(set(rates.values())) == 2
+
+
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_state_by_name_restores_the_very_same_steps(model, name):
     config = OptimConfig(name=name, lr=1e-2)

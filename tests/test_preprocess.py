@@ -100,6 +100,52 @@ def test_what_would_grow_too_large_on_the_way_is_refused() -> None:
     assert preprocess(fit="pad").resize(tall, limits=limits).shape == (3, 32, 48)
 
 
+@given(height=st.integers(1, 3000), width=st.integers(1, 3000), short=st.integers(1, 900), more=st.integers(0, 600))
+def test_within_keeps_the_aspect_and_both_limits(height: int, width: int, short: int, more: int) -> None:
+    longest = short + more
+    for size in ((short, longest), (longest, short)):
+        tall, wide = preprocess(size, fit="within").input_size(height, width)
+        assert max(tall, wide) <= longest
+        assert min(tall, wide) <= short
+        assert min(tall, wide) == short or max(tall, wide) == longest
+        scale = preprocess(size, fit="within").scale(height, width)
+        assert (tall, wide) == (max(1, round(height * scale)), max(1, round(width * scale)))
+
+
+@pytest.mark.parametrize(
+    ("source", "result"), [((480, 640), (800, 1067)), ((640, 480), (1067, 800)), ((300, 900), (444, 1333))]
+)
+def test_within_is_what_detectors_are_fed(source: tuple[int, int], result: tuple[int, int]) -> None:
+    """The usual sizes of COCO at 800 and 1333 pixels."""
+    resize = preprocess((800, 1333), fit="within")
+    assert resize.input_size(*source) == result
+    assert resize.region(*source) == (0, 0, *source)
+    out = resize.resize(ramps(*source))
+    assert out.shape == (3, *result)
+    rows = (torch.arange(result[0]) + 0.5) * source[0] / result[0] - 0.5
+    seen = out[0, 3:-3, result[1] // 2].float()
+    assert (seen - rows[3:-3] * 240 / (source[0] - 1)).abs().max() < 1.2
+
+
+def test_within_is_restored_whole() -> None:
+    resize = preprocess((20, 30), fit="within")
+    maps = torch.rand(2, 4, 15, 30)
+    back = resize.restore(maps, (60, 120))
+    assert back.shape == (2, 4, 60, 120)
+    expected = torch.nn.functional.interpolate(maps, size=(60, 120), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(back, expected)
+
+
+@pytest.mark.parametrize(
+    ("fit", "scale"), [("native", 1.5), ("short", 0.32), ("within", 0.24), ("pad", 0.24), ("crop", 0.8)]
+)
+def test_scale_is_pixels_for_each_of_the_pictures(fit: str, scale: float) -> None:
+    resize = preprocess((32, 48), fit=fit, zoom=1.5, crop_ratio=0.4)
+    assert resize.scale(100, 200) == pytest.approx(scale)
+    with pytest.raises(ConfigError, match="'squash' has no one scale"):
+        preprocess(fit="squash").scale(100, 200)
+
+
 def test_a_batch_is_its_images_one_by_one() -> None:
     batch = torch.randint(0, 256, (5, 3, 50, 37), dtype=torch.uint8)
     for fit in ("crop", "squash", "pad"):

@@ -1,7 +1,7 @@
 """Charts as SVG text: no plotting library, sharp at any size, and coloured by the style sheet of the page they lie in.
 
 Classes that the page's style sheet colours: ``grid`` ``axis`` ``label`` ``line`` ``dot`` ``bar`` ``over``
-``under`` ``right`` ``wrong`` ``count``, and ``train`` ``val`` for what a line shows.
+``under`` ``right`` ``wrong`` ``count``, and ``train`` ``val`` ``mean`` ``means`` for what a line shows.
 """
 
 import html
@@ -23,6 +23,15 @@ MOST_OF_SHARES = 40
 LEAST_SHARE = 0.0005
 
 Number = int | float
+
+
+class Recalls(NamedTuple):
+    """Precision at recalls 0, 0.01 … 1: of one class in its colour, or without one in a style of the page."""
+
+    name: str
+    precision: np.ndarray
+    colour: tuple[int, int, int] | None = None
+    style: str = ""
 
 
 class Series(NamedTuple):
@@ -83,8 +92,35 @@ def reliability_chart(bins: Sequence[Bin]) -> str:
     return _svg(f"Reliability diagram: {told}", LEFT + side + 22, base + 40, parts)
 
 
+def recall_chart(curves: Sequence[Recalls]) -> str:
+    """Precision against recall, each curve until the recall that is not reached, their names to the right."""
+    side, names = 270, 190
+    x, y = _Scale(0, 1, LEFT, LEFT + side), _Scale(0, 1, TOP + side, TOP)
+    parts = [_horizontal(y(value), f"{value:.0%}", LEFT + side) for value in (0, 0.25, 0.5, 0.75, 1)]
+    parts += [_text(x(value), TOP + side + 16, f"{value:.0%}", "middle") for value in (0, 0.5, 1)]
+    parts.append(_text(LEFT, TOP - 12, "precision: found that are right", "start"))
+    parts.append(_text(LEFT + side, TOP + side + 32, "recall: objects that are found", "end"))
+    for place, curve in enumerate(curves):
+        reached = int(np.flatnonzero(curve.precision > 0)[-1]) if (curve.precision > 0).any() else 0
+        points = [(x(step / 100), y(float(curve.precision[step]))) for step in range(reached + 1)]
+        points += [(points[-1][0], y(0))] if reached < 100 else []
+        path = " ".join(f"{across:.1f},{down:.1f}" for across, down in points)
+        how: dict[str, str] = {"style": f"stroke:rgb{curve.colour}"} if curve.colour else {}
+        name, height = _cut(clean(curve.name), 26), TOP + 8 + 17 * place
+        said = _tag("title", html.escape(clean(curve.name)))
+        parts.append(_tag("polyline", said, cls=f"line {curve.style}".strip(), points=path, **how))
+        left = LEFT + side + 18
+        parts.append(
+            _tag("line", cls=f"line {curve.style}".strip(), x1=left, y1=height, x2=left + 18, y2=height, **how)
+        )
+        parts.append(_text(left + 24, height + 4, name, "start"))
+    height = max(TOP + side + 40, TOP + 17 * len(curves) + 12)
+    told = "; ".join(f"{clean(curve.name)}: {float(curve.precision.mean()):.1%} on average" for curve in curves)
+    return _svg(f"Precision against recall: {told}", LEFT + side + names, height, parts)
+
+
 def confusion_chart(confusion: np.ndarray, classes: Sequence[str], *, shares: bool = False) -> str:
-    """True classes as rows, predicted ones as columns; colour is the share of a row, numbers are images.
+    """True classes as rows, predicted ones as columns; colour is the share of a row, numbers are images or boxes.
 
     With `shares` what is counted are pixels: numbers are shares of the row, and those below 0.05 % are left out.
 

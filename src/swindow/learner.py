@@ -13,6 +13,7 @@ from swindow.devices import Precision, autocast
 from swindow.errors import ConfigError, TrainingDiverged
 from swindow.model import Model
 from swindow.objectives import Supervised
+from swindow.objects import Targets
 from swindow.optim import OptimConfig, Optimizer, moving_average, schedule
 from swindow.preprocess import Preprocess
 from swindow.run_folder import SavedState
@@ -46,7 +47,7 @@ class StepReport:
     losses: dict[str, Tensor]
     gradient_norm: Tensor
     right: Tensor
-    """Right answers, of `counted`: of images, or of pixels that have a label."""
+    """Right answers, of `counted`: of images, of labelled pixels, or of places where objects are looked for."""
     counted: Tensor
     images: int
 
@@ -121,9 +122,12 @@ class Learner:
         position.batch += len(batches)
         return StepReport(total, norm, right, counted, sum(len(batch.labels) for batch in batches))
 
-    def prepare(self, batch: Batch, number: int = 0) -> tuple[Tensor, Tensor]:
+    def prepare(self, batch: Batch, number: int = 0) -> tuple[Tensor, Any]:
         """Normalised images and targets on the device, mixed when the settings say so; `number` counts in a step."""
         images = self.pixels.normalize(batch.images.to(self.device, non_blocking=True))
+        if batch.frames is not None:
+            targets = Targets(batch.labels, batch.frames).to(self.device, non_blocking=True)
+            return batch.frames.cleared(images), targets
         targets = batch.labels.to(self.device, non_blocking=True)
         if not self.augment.mixes:
             return images, targets
@@ -131,11 +135,11 @@ class Learner:
         seed = sample_seed(self.seed, self.position.step, STEP_STREAM + 1 + number)
         return mix_batch(images, shares, self.augment, seed)
 
-    def as_seen(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def as_seen(self, batch: Batch) -> tuple[Tensor, Any]:
         """A batch as the model gets it, back in pixels, ``B C H W`` uint8, and its targets."""
         images, targets = self.prepare(batch)
         mean, std = (images.new_tensor(values)[:, None, None] for values in (self.pixels.mean, self.pixels.std))
-        return ((images * std + mean) * 255).round().clamp(0, 255).to(torch.uint8).cpu(), targets.cpu()
+        return ((images * std + mean) * 255).round().clamp(0, 255).to(torch.uint8).cpu(), targets.to("cpu")
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything but the usable weights that an exact resume needs."""

@@ -8,14 +8,24 @@ from typing import Any, NamedTuple, get_args
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from swindow.backbones import VARIANTS, Backbone, BackboneConfig, SwinConfig, SwinMoe, SwinV2Config
+from swindow.backbones import VARIANTS, Backbone, BackboneConfig, SwinConfig, SwinMoe, SwinV2Config, resnet
 from swindow.backbones.windowed import Stage
 from swindow.config import typed
 from swindow.errors import ConfigError, UnknownName
-from swindow.heads import ClassifierConfig, HeadConfig, UNetConfig, UperNetConfig
+from swindow.heads import (
+    CascadeMaskRcnnConfig,
+    ClassifierConfig,
+    DetrConfig,
+    HeadConfig,
+    MaskRcnnConfig,
+    RetinaNetConfig,
+    UNetConfig,
+    UperNetConfig,
+)
+from swindow.objects import Frames, whole_frames
 from swindow.ops.attention import Backend
 from swindow.preprocess import Preprocess
-from swindow.shapes import Images
+from swindow.shapes import Images, Pyramid
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,8 +53,9 @@ class ModelConfig:
 class Model(nn.Module):
     """Images ``B C h w`` to what a user expects of the task; `outputs` gives the head's own tensors, for losses.
 
-    That is logits ``B K`` of a classifier and ``B K h w`` of a segmenter, one for every pixel. `preprocess`, `classes`
-    and `colours` (red, green and blue of each class, for pictures) are None until training or loading sets them.
+    That is logits ``B K`` of a classifier, ``B K h w`` of a segmenter, one for every pixel, and of a detector the
+    `Detections` of each image. `preprocess`, `classes` and `colours` (red, green and blue of each class, for pictures)
+    are None until training or loading sets them.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -60,15 +71,15 @@ class Model(nn.Module):
 
     @property
     def task(self) -> str:
-        """What it is for: ``classify`` or ``segment``."""
+        """What it is for: ``classify``, ``segment`` or ``detect``."""
         return self.config.head.task
 
-    def forward(self, images: Images) -> Tensor:
-        return self.head.decode(self.outputs(images), (images.shape[2], images.shape[3]))
+    def forward(self, images: Images, frames: Frames | None = None) -> Any:
+        return self.head.decode(self.outputs(images, frames), (images.shape[2], images.shape[3]))
 
-    def outputs(self, images: Images) -> Any:
-        """The head's `Outputs`, a NamedTuple of tensors."""
-        return self.head(self.backbone(images))
+    def outputs(self, images: Images, frames: Frames | None = None) -> Any:
+        """The head's `Outputs`, a NamedTuple of tensors; of a detector `frames` says where in a batch pictures lie."""
+        return self._asked(self.backbone(images), images, frames)
 
     def blocks(self) -> Iterator[nn.Module]:
         """Every block of the backbone, then of the head: the unit of checkpointing, compilation and sharding."""
@@ -85,12 +96,19 @@ class Model(nn.Module):
     def _stages_of_head(self) -> list[Stage]:
         return [module for module in self.head.modules() if isinstance(module, Stage)]
 
-    def outputs_and_losses(self, images: Images) -> tuple[Any, dict[str, Tensor]]:
+    def outputs_and_losses(self, images: Images, frames: Frames | None = None) -> tuple[Any, dict[str, Tensor]]:
         """The head's `Outputs`, and losses by name that the backbone itself asks for: those that balance experts."""
         if not isinstance(self.backbone, SwinMoe):
-            return self.outputs(images), {}
+            return self.outputs(images, frames), {}
         maps, losses = self.backbone.maps_and_losses(images)
-        return self.head(maps), losses
+        return self._asked(maps, images, frames), losses
+
+    def _asked(self, maps: Pyramid, images: Images, frames: Frames | None) -> Any:
+        if self.task != "detect":
+            if frames is not None:
+                raise ConfigError(f"frames are for detectors, and {self.config.name} is to {self.task}; leave them out")
+            return self.head(maps)
+        return self.head(maps, whole_frames(images) if frames is None else frames)
 
 
 class MapBackbone(nn.Module):
@@ -124,20 +142,34 @@ def _decoder(backbone: BackboneConfig) -> UNetConfig:
     return UNetConfig(decoder_depths=(2,) * (len(backbone.channels) - 1))
 
 
+_R50, _R101 = (
+    dataclasses.replace(resnet.VARIANTS[name], norm="frozen", frozen_stages=1) for name in ("resnet_50", "resnet_101")
+)
+"""As detectors start from ImageNet's weights: norms as they are, the first stage, too."""
+
 MODELS: dict[str, Composition] = {
     **{f"upernet_{name}": Composition(variant, UperNetConfig()) for name, variant in VARIANTS.items()},
     **{f"unet_{name}": Composition(variant, _decoder(variant)) for name, variant in VARIANTS.items()},
+    **{f"mask_rcnn_{name}": Composition(variant, MaskRcnnConfig()) for name, variant in VARIANTS.items()},
+    **{
+        f"cascade_mask_rcnn_{name}": Composition(variant, CascadeMaskRcnnConfig()) for name, variant in VARIANTS.items()
+    },
+    **{f"retinanet_{name}": Composition(variant, RetinaNetConfig()) for name, variant in VARIANTS.items()},
+    **{f"detr_{name}": Composition(variant, DetrConfig()) for name, variant in VARIANTS.items()},
+    "detr_resnet50": Composition(_R50, DetrConfig(num_classes=91)),
+    "detr_resnet101": Composition(_R101, DetrConfig(num_classes=91)),
     "swin_unet": Composition(SwinConfig(**_FOUR_TWOS), UNetConfig(decoder_drop_path=_MIRRORED)),
     "swin_unet_v2": Composition(SwinV2Config(**_FOUR_TWOS), UNetConfig(decoder_drop_path=_MIRRORED)),
 }
-"""Backbones with another head than a classifier, by name: any variant after ``upernet_`` or ``unet_``, and Swin-Unet as
-published."""
+"""Backbones with another head than a classifier, by name: any variant after ``upernet_`` or ``unet_`` (segmenters),
+``mask_rcnn_``, ``cascade_mask_rcnn_``, ``retinanet_`` or ``detr_`` (detectors); Swin-Unet and DETR as published."""
 
 
 def build(name: str, *, num_classes: int | None = None, in_channels: int = 3, **fields: Any) -> Model:
     """A freshly initialised model by its name, any field of its backbone or head changed by keyword.
 
-    Without `num_classes` a classifier has 1,000 classes, a UPerNet 150 and a U-Net 9.
+    Without `num_classes` a classifier has 1,000 classes, a UPerNet 150, a U-Net 9 and a detector 80 (a published DETR
+    91, as many as COCO has numbers).
 
     Raises:
         UnknownName: no such model, or no such field.
@@ -232,13 +264,28 @@ def _variant(name: str) -> BackboneConfig:
 
 
 def _checked(fields: dict[str, Any], *configs: Any) -> dict[str, Any]:
-    allowed = [field.name for config in configs for field in dataclasses.fields(config)]
+    allowed = [name for config in configs for name in field_names(config)]
     for name in fields:
         if name not in allowed:
             raise UnknownName("field", name, allowed)
     return _belonging(fields, configs[0])
 
 
+def field_names(config: Any) -> list[str]:
+    """Names of a config's fields, and of those of configs within it, as in ``regions.scales``."""
+    names = [field.name for field in dataclasses.fields(config)]
+    inner = {name: getattr(config, name) for name in names}
+    parts = {name: value for name, value in inner.items() if dataclasses.is_dataclass(value)}
+    return names + [f"{name}.{deeper}" for name, part in parts.items() for deeper in field_names(part)]
+
+
 def _belonging(fields: dict[str, Any], config: Any) -> dict[str, Any]:
+    """Those values that are for fields of `config`, each of its type; a dotted name is for one within a field."""
     own = {field.name for field in dataclasses.fields(config)}
-    return typed(type(config), {name: value for name, value in fields.items() if name in own})
+    found = typed(type(config), {name: value for name, value in fields.items() if name in own})
+    for part in dict.fromkeys(name.partition(".")[0] for name in fields if "." in name):
+        if part in own:
+            inner = found.get(part, getattr(config, part))
+            deeper = {name.removeprefix(f"{part}."): x for name, x in fields.items() if name.startswith(f"{part}.")}
+            found[part] = dataclasses.replace(inner, **_belonging(deeper, inner))
+    return found

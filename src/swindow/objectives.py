@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from swindow.model import Model
+from swindow.objects import Targets
 from swindow.shapes import Images
 
 
@@ -19,5 +20,6 @@ class Supervised:
     """Learn from labels: the head's own loss, and what a backbone with experts asks for to keep them balanced."""
 
     def __call__(self, model: Model, images: Images, targets: Any) -> Judged:
-        outputs, own = model.outputs_and_losses(images)
+        frames = targets.frames if isinstance(targets, Targets) else None
+        outputs, own = model.outputs_and_losses(images, frames)
         return Judged(model.head.loss(outputs, targets) | own, outputs)

@@ -4,6 +4,7 @@ Nothing here keeps a hidden clock: the rate of a step is `schedule(step)`, so a 
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal
@@ -38,12 +39,17 @@ class OptimConfig:
     """Newton-Schulz iterations that make Muon's update orthogonal; fewer are cheaper and rougher."""
     warmup: float = 0.05
     """Share of the run over which the rate grows linearly from 0."""
-    decay: Literal["cosine", "linear", "poly", "none"] = "cosine"
-    """How the rate falls after the warm-up; poly is what is left of the way to the power of 0.9."""
+    decay: Literal["cosine", "linear", "poly", "step", "none"] = "cosine"
+    """How the rate falls after the warm-up; poly is what is left of the way to the power of 0.9, step a tenth at each of
+    the milestones."""
+    milestones: tuple[float, ...] = ()
+    """Shares of the run, rising, after which the rate is a tenth of what it was (decay step only)."""
     final: float = 0.0
     """Rate at the end, as a share of the peak."""
     layer_decay: float = 1.0
     """Rate of each layer as a share of the next one's; below 1 it spares the early layers when fine-tuning."""
+    backbone_share: float = 1.0
+    """Rate of the whole backbone as a share of the head's."""
     clip: float = 0.0
     """Largest norm of the gradient; 0 does not clip."""
     accumulate: int = 1
@@ -60,8 +66,15 @@ class OptimConfig:
         for name in ("lr", "muon_lr", "weight_decay", "muon_weight_decay", "clip"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"optim.{name} is {getattr(self, name)}; it cannot be negative")
-        if not 0 < self.layer_decay <= 1:
-            raise ConfigError(f"optim.layer_decay is {self.layer_decay}; it must lie in (0, 1]")
+        for name in ("layer_decay", "backbone_share"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ConfigError(f"optim.{name} is {getattr(self, name)}; it must lie in (0, 1]")
+        rising = all(0 < a < b < 1 for a, b in itertools.pairwise((*self.milestones, 1 - 1e-9)))
+        if not rising or bool(self.milestones) != (self.decay == "step"):
+            raise ConfigError(
+                f"optim.milestones {self.milestones} with decay {self.decay}: decay step needs rising shares of the "
+                "run within (0, 1), others none"
+            )
 
 
 class Optimizer:
@@ -169,6 +182,7 @@ class Optimizer:
             if not parameter.requires_grad:
                 continue
             share = config.layer_decay ** (max(layers.values()) - layers[name])
+            share *= config.backbone_share if name.startswith("backbone.") else 1.0
             if config.name == "muon" and _is_hidden_matrix(name, parameter):
                 group = muon.setdefault(share, {"params": [], "lr": config.muon_lr * share})
                 group["params"] += self._matrices(name, parameter)
@@ -202,6 +216,8 @@ def schedule(step: int, total: int, config: OptimConfig) -> float:
             share = 1 - progress
         case "poly":
             share = (1 - progress) ** 0.9
+        case "step":
+            share = 0.1 ** sum(step >= milestone * total for milestone in config.milestones)
         case "none":
             share = 1.0
     return config.final + (1 - config.final) * share

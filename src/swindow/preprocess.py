@@ -37,15 +37,15 @@ class Preprocess:
 
     size: tuple[int, int]
     """Height and width of the model input, in pixels; of the windows it was trained on where pictures keep their own
-    size (``native``, ``short``)."""
+    size (``native``, ``short``); how long the short side becomes and the long one may be (``within``)."""
     mean: tuple[float, ...]
     """Per channel, of values in 0..1; its length is the number of channels."""
     std: tuple[float, ...]
     """Per channel, of values in 0..1."""
-    fit: Literal["crop", "squash", "pad", "native", "short"] = "crop"
+    fit: Literal["crop", "squash", "pad", "native", "short", "within"] = "crop"
     """The largest centred rectangle of the input's aspect; or the whole picture, stretched; or whole, with a border. To
-    name every pixel also the picture at its own size (times `zoom`), or with its short side as long as that of `size`.
-    """
+    name every pixel also the picture at its own size (times `zoom`), or with its short side as long as that of `size`;
+    to find objects also ``within``: the same, but smaller where the long side would be longer than that of `size`."""
     crop_ratio: float = 0.875
     """Side of that rectangle as a part of the largest possible (``fit="crop"`` only; 1 keeps all)."""
     zoom: float = 1.0
@@ -61,8 +61,8 @@ class Preprocess:
             raise ConfigError(f"preprocess size {self.size} is not a height and a width of at least 1")
         if not self.mean or len(self.mean) != len(self.std) or min(self.std) <= 0:
             raise ConfigError(f"preprocess mean {self.mean} and std {self.std} need one value a channel, std above 0")
-        if self.fit not in ("crop", "squash", "pad", "native", "short"):
-            raise ConfigError(f"preprocess fit {self.fit!r} is not one of crop, squash, pad, native, short")
+        if self.fit not in ("crop", "squash", "pad", "native", "short", "within"):
+            raise ConfigError(f"preprocess fit {self.fit!r} is not one of crop, squash, pad, native, short, within")
         if not 0 < self.zoom <= 64:
             raise ConfigError(f"preprocess zoom {self.zoom} is not in (0, 64]")
         if self.intensity is not None and not self.intensity[0] < self.intensity[1]:
@@ -79,7 +79,7 @@ class Preprocess:
 
     def region(self, height: int, width: int) -> Region:
         """Which part of a `height` × `width` picture the model sees; whole pixels except for ``fit="pad"``."""
-        if self.fit in ("squash", "native", "short"):
+        if self.fit in ("squash", "native", "short", "within"):
             return Region(0, 0, height, width)
         if self.fit == "pad":
             top, left, inner_height, inner_width = self._padded(height, width)
@@ -91,10 +91,30 @@ class Preprocess:
 
     def input_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of the model input that a `height` × `width` picture becomes."""
-        if self.fit not in ("native", "short"):
+        if self.fit not in ("native", "short", "within"):
             return self.size
-        scale = self.zoom if self.fit == "native" else min(self.size) / min(height, width)
+        scale = self.scale(height, width)
         return max(1, round(height * scale)), max(1, round(width * scale))
+
+    def scale(self, height: int, width: int) -> float:
+        """Pixels of the input for each of a `height` × `width` picture's, along a side.
+
+        Raises:
+            ConfigError: ``fit="squash"``, which has one for each side.
+        """
+        if self.fit == "native":
+            return self.zoom
+        short = min(self.size) / min(height, width)
+        if self.fit == "short":
+            return short
+        if self.fit == "within":
+            return min(short, max(self.size) / max(height, width))
+        down, across = self.size[0] / height, self.size[1] / width
+        if self.fit == "pad":
+            return min(down, across)
+        if self.fit == "crop":
+            return max(down, across) / self.crop_ratio
+        raise ConfigError("fit 'squash' has no one scale; for one choose native, short, within, pad or crop")
 
     def resize(self, image: UInt8[Tensor, "*B C h w"], *, limits: ImageLimits = LIMITS) -> UInt8[Tensor, "*B C H W"]:
         """Pixels at the size of `input_size`, still 8-bit; a batch of one size is done at once.
@@ -122,7 +142,7 @@ class Preprocess:
         """
         if self.fit == "crop":
             raise ConfigError(
-                "fit 'crop' leaves parts of the picture out; for maps choose native, short, squash or pad"
+                "fit 'crop' leaves parts of the picture out; for maps choose native, short, within, squash or pad"
             )
         if self.fit == "pad":
             top, left, height, width = self._padded(*size)
@@ -143,7 +163,7 @@ class Preprocess:
 
     def _padded(self, height: int, width: int) -> tuple[int, int, int, int]:
         """Where the whole picture lies inside the model input: top, left, height, width."""
-        scale = min(self.size[0] / height, self.size[1] / width)
+        scale = self.scale(height, width)
         inner_height, inner_width = max(1, round(height * scale)), max(1, round(width * scale))
         return (self.size[0] - inner_height) // 2, (self.size[1] - inner_width) // 2, inner_height, inner_width
 

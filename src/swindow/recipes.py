@@ -8,14 +8,16 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
+
 from swindow.backbones import VARIANTS
 from swindow.checkpoints import load
 from swindow.config import merge
-from swindow.data import Scenes, open_data
+from swindow.data import Annotated, Scenes, open_data
 from swindow.data.augment import AugmentConfig
 from swindow.errors import ConfigError, UnknownName
 from swindow.images import ImageLimits
-from swindow.model import MODELS, composition
+from swindow.model import MODELS, composition, field_names
 from swindow.optim import OptimConfig
 from swindow.settings import TrainConfig
 from swindow.sliding import Views
@@ -42,11 +44,15 @@ class Facts:
     fields: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Fields of the model that the weights to start from were trained with."""
     task: str = "classify"
-    """classify, or segment where every pixel has a class."""
+    """classify, segment where every pixel has a class, or detect where objects have boxes."""
     backbone: str | None = None
-    """The variant whose classifier the weights to start from are, where every pixel is to have a class."""
+    """The variant whose classifier the weights to start from are, where the data is not for one."""
     background: bool = False
     """Whether one class of pixels is no object, as in medical data."""
+    masks: bool = False
+    """Whether objects have masks."""
+    object_side: float = 0.0
+    """Side of a square as large as a typical object, in pixels."""
 
 
 def tiny_images(facts: Facts) -> TrainConfig:
@@ -260,6 +266,150 @@ def swin_unet_synapse(facts: Facts) -> TrainConfig:
     )
 
 
+def mask_rcnn_coco_1x(facts: Facts) -> TrainConfig:
+    """Mask R-CNN on COCO as published with Swin, the short schedule: 12 epochs of 16 pictures a step.
+
+    ``swindow train coco/ --recipe mask-rcnn-coco-1x --weights swin_tiny.ms_in1k``: published on eight V100 GPUs with
+    43.7 % box AP and 39.8 % mask AP for Swin-T; not run here, since it takes days.
+    """
+    return _coco(facts, "mask-rcnn-coco-1x", "mask_rcnn", epochs=12, falls=(8, 11), drop_path=0.1)
+
+
+def mask_rcnn_coco_3x(facts: Facts) -> TrainConfig:
+    """Mask R-CNN on COCO as published with Swin (Liu et al. 2021, section 4.2): 36 epochs of 16 pictures a step.
+
+    ``swindow train coco/ --recipe mask-rcnn-coco-3x --weights swin_tiny.ms_in1k``: published on eight V100 GPUs with
+    46.0 % box AP and 41.6 % mask AP for Swin-T, 48.5 % and 43.3 % for S; not run here, since it takes days.
+    """
+    return _coco(facts, "mask-rcnn-coco-3x", "mask_rcnn", epochs=36, falls=(27, 33), drop_path=0.2)
+
+
+def cascade_coco_3x(facts: Facts) -> TrainConfig:
+    """Cascade Mask R-CNN on COCO as published with Swin (Liu et al. 2021, section 4.2): 36 epochs, 16 pictures a step.
+
+    ``swindow train coco/ --recipe cascade-coco-3x --weights swin_tiny.ms_in1k``: published on eight V100 GPUs with
+    50.4 % box AP and 43.7 % mask AP for Swin-T, 51.9 % and 45.0 % for S and B; not run here, since it takes days.
+    Swin-B has stochastic depth 0.3: ``--drop-path 0.3``.
+    """
+    return _coco(facts, "cascade-coco-3x", "cascade_mask_rcnn", epochs=36, falls=(27, 33), drop_path=0.2)
+
+
+def _coco(
+    facts: Facts, recipe: str, head: str, *, epochs: int, falls: tuple[int, int], drop_path: float
+) -> TrainConfig:
+    """What all published detectors with Swin have in common."""
+    return TrainConfig(
+        recipe=recipe,
+        model=facts.model or f"{head}_{facts.backbone or 'swin_tiny'}",
+        fields=facts.fields,
+        size=facts.size or 800,
+        longest=0 if facts.size else 1333,
+        fit="within",
+        epochs=epochs,
+        batch=16,
+        drop_path=drop_path,
+        label_smoothing=0.0,
+        optim=OptimConfig(
+            lr=1e-4,
+            weight_decay=0.05,
+            warmup=500 / (epochs * max(facts.images // 16, 1) + 500),
+            decay="step",
+            milestones=tuple(fall / epochs for fall in falls),
+        ),
+        augment=AugmentConfig(crop="sides", sides=_SIDES, detr_crop=0.5, hflip=0.5),
+    )
+
+
+_SIDES = tuple(range(480, 801, 32))
+"""Short sides in pixels of pictures in training, as DETR drew them first."""
+
+
+def detr_coco(facts: Facts) -> TrainConfig:
+    """DETR on COCO as published (Carion et al. 2020, section 4): 300 epochs of 64 pictures a step.
+
+    ``swindow train coco/ --recipe detr-coco --weights resnet_50.tv_in1k``: published on 16 V100 GPUs in three days; 500
+    epochs gave 42.0 % box AP for ResNet-50, 300 about 1.5 points less. Not run here.
+    """
+    return TrainConfig(
+        recipe="detr-coco",
+        model=facts.model or ("detr_resnet50" if facts.backbone in (None, "resnet_50") else f"detr_{facts.backbone}"),
+        fields=facts.fields,
+        size=facts.size or 800,
+        longest=0 if facts.size else 1333,
+        fit="within",
+        epochs=300,
+        batch=64,
+        drop_path=0.1,
+        label_smoothing=0.0,
+        eval_every=5,
+        optim=OptimConfig(
+            lr=1e-4, backbone_share=0.1, weight_decay=1e-4, warmup=0.0, decay="step", milestones=(2 / 3,), clip=0.1
+        ),
+        augment=AugmentConfig(crop="sides", sides=_SIDES, detr_crop=0.5, hflip=0.5),
+    )
+
+
+def finetune_objects(facts: Facts) -> TrainConfig:
+    """From weights trained on other pictures, with or without objects."""
+    size = facts.size or 640
+    return TrainConfig(
+        recipe="finetune-objects",
+        model=facts.model or f"mask_rcnn_{facts.backbone or 'swin_tiny'}",
+        fields=facts.fields,
+        size=size,
+        fit="within",
+        epochs=_epochs(facts, images=40_000, least=6),
+        batch=4,
+        drop_path=0.2,
+        label_smoothing=0.0,
+        optim=OptimConfig(
+            lr=1e-4, weight_decay=0.05, warmup=0.02, decay="step", milestones=(0.75, 0.92), layer_decay=0.9, clip=5.0
+        ),
+        augment=AugmentConfig(
+            crop="sides",
+            sides=tuple(size * share // 10 for share in (6, 7, 8, 9, 10)),
+            hflip=0.5,
+            jitter=(0.2, 0.2, 0.2, 0.02),
+        ),
+    )
+
+
+def few_objects(facts: Facts) -> TrainConfig:
+    """Up to some thousand pictures with boxes or masks, from scratch, on any machine: a narrow Mask R-CNN on ResNet-18.
+
+    Pictures are enlarged or reduced until typical objects have a side of 64 pixels, within a short side of 256 to 512.
+    """
+    epochs = _epochs(facts, images=12_000, least=5)
+    size = round(facts.side * 64 / (facts.object_side or 64) / 32) * 32
+    return TrainConfig(
+        recipe="few-objects",
+        model=facts.model or "mask_rcnn_resnet_18",
+        fields={} if facts.model else _SLIM,
+        size=facts.size or min(max(size, 256), 512),
+        fit="within",
+        epochs=epochs,
+        batch=4,
+        drop_path=0.0,
+        label_smoothing=0.0,
+        eval_every=max(epochs // 8, 1),
+        optim=OptimConfig(lr=1e-3, weight_decay=0.05, warmup=0.05, ema=0.99, clip=5.0),
+        augment=AugmentConfig(crop="sides", hflip=0.5, vflip=0.5, jitter=(0.3, 0.3, 0.3, 0.05)),
+    )
+
+
+_SLIM: dict[str, Any] = {
+    "width": 32,
+    "pyramid_width": 64,
+    "box_width": 256,
+    "mask_width": 64,
+    "samples": 128,
+    "regions.candidates": (1000, 500),
+    "regions.proposals": (500, 300),
+    "most_detections": 300,
+}
+"""A detector that two cores train: few channels, few regions a step."""
+
+
 CLASSIFY: dict[str, Callable[[Facts], TrainConfig]] = {
     "tiny-images": tiny_images,
     "small-images": small_images,
@@ -273,7 +423,16 @@ SEGMENT: dict[str, Callable[[Facts], TrainConfig]] = {
     "upernet-ade20k": upernet_ade20k,
     "swin-unet-synapse": swin_unet_synapse,
 }
-RECIPES = {**CLASSIFY, **SEGMENT}
+DETECT: dict[str, Callable[[Facts], TrainConfig]] = {
+    "few-objects": few_objects,
+    "finetune-objects": finetune_objects,
+    "mask-rcnn-coco-1x": mask_rcnn_coco_1x,
+    "mask-rcnn-coco-3x": mask_rcnn_coco_3x,
+    "cascade-coco-3x": cascade_coco_3x,
+    "detr-coco": detr_coco,
+}
+OF_TASK = {"classify": CLASSIFY, "segment": SEGMENT, "detect": DETECT}
+RECIPES = {name: recipe for recipes in OF_TASK.values() for name, recipe in recipes.items()}
 
 
 def configure(
@@ -303,8 +462,9 @@ def configure(
     name = _fitting(facts, checked) if recipe == "auto" else recipe
     if name not in RECIPES:
         raise UnknownName("recipe", name, ["auto", *RECIPES])
-    if name not in (SEGMENT if facts.task == "segment" else CLASSIFY):
-        raise ConfigError(f"recipe {name} is not for data to {facts.task}; choose one of {_names(facts.task)}, or auto")
+    if name not in OF_TASK[facts.task]:
+        allowed = ", ".join(OF_TASK[facts.task])
+        raise ConfigError(f"recipe {name} is not for data to {facts.task}; choose one of {allowed}, or auto")
     return merge(RECIPES[name](facts), {**changes, "recipe": name, "channels": facts.channels})
 
 
@@ -325,8 +485,9 @@ def _facts(checked: TrainConfig, changes: Mapping[str, Any]) -> Facts:
         limits=ImageLimits(max_pixels=checked.max_pixels),
         task=checked.task,
         masks=checked.masks,
+        objects=checked.objects,
     )
-    backbone = known["model"] if known.get("model") in VARIANTS and source.task == "segment" else None
+    backbone = known["model"] if known.get("model") in VARIANTS and source.task != "classify" else None
     if backbone is not None:  # which head goes on it, and at what size, is the recipe's
         known |= {"model": None, "size": None}
     asked = {name: value if value is not None else known.get(name) for name, value in asked.items()}
@@ -343,11 +504,16 @@ def _facts(checked: TrainConfig, changes: Mapping[str, Any]) -> Facts:
         task=source.task,
         backbone=backbone,
         background=isinstance(train, Scenes) and train.background is not None,
+        masks=isinstance(train, Annotated) and train.has_masks,
+        object_side=_object_side(train) if isinstance(train, Annotated) else 0.0,
     )
 
 
-def _names(task: str) -> str:
-    return ", ".join(SEGMENT if task == "segment" else CLASSIFY)
+def _object_side(pictures: Annotated) -> float:
+    """Of the objects of up to 64 pictures, the median of the square roots of their boxes' areas."""
+    rows = range(0, len(pictures), max(len(pictures) // 64, 1))
+    boxes = torch.cat([pictures.objects(row).boxes for row in rows])
+    return float(((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).sqrt().median()) if len(boxes) else 0.0
 
 
 def _of_weights(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -364,9 +530,18 @@ def _of_weights(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
     if config.name in MODELS:
         shape = ["decoder_depths", "decoder_window", "decoder_block", "decoder_width", "decoder_norm"]
         shape += ["pools", "auxiliary_width"]
-        own |= {name: getattr(config.head, name) for name in shape if hasattr(config.head, name)}
-        before |= dataclasses.asdict(usual.head)
+        if config.head.task == "detect":
+            shape = [name for name in field_names(config.head) if name not in ("num_classes", "masks")]
+        own |= {name: found for name in shape if (found := _within(config.head, name)) is not None}
+        before |= {name: _within(usual.head, name) for name in field_names(usual.head)}
     return known, {name: value for name, value in own.items() if name != "drop_path" and before.get(name) != value}
+
+
+def _within(config: Any, name: str) -> Any:
+    """The value of a field, or of one within it (``regions.scales``); None for configs within and fields not there."""
+    for part in name.split("."):
+        config = getattr(config, part, None)
+    return None if dataclasses.is_dataclass(config) else config
 
 
 def _epochs(facts: Facts, *, images: int, least: int) -> int:
@@ -375,6 +550,8 @@ def _epochs(facts: Facts, *, images: int, least: int) -> int:
 
 
 def _fitting(facts: Facts, checked: TrainConfig) -> str:
+    if facts.task == "detect":
+        return "finetune-objects" if checked.weights else "few-objects"
     if facts.task == "segment":
         return "finetune-masks" if checked.weights else "medical-slices" if facts.background else "few-masks"
     if checked.weights:

@@ -5,6 +5,7 @@ import itertools
 from pathlib import Path
 from typing import Literal
 
+from swindow.data.annotations import ObjectConfig
 from swindow.data.augment import AugmentConfig
 from swindow.data.masks import MaskConfig
 from swindow.errors import ConfigError
@@ -19,8 +20,9 @@ class TrainConfig:
 
     data: str = ""
     """A folder of class folders, an IDX folder, a CSV or Parquet table, a torchvision dataset's name, or digits; for
-    maps of classes a folder of images and masks or of volumes, or ade20k:, cityscapes: or voc: before a folder."""
-    task: Literal["auto", "classify", "segment"] = "auto"
+    maps of classes a folder of images and masks or of volumes, or ade20k:, cityscapes: or voc: before a folder; for
+    objects a COCO JSON, or a folder with one a split, or Pascal VOC's or YOLO's."""
+    task: Literal["auto", "classify", "segment", "detect"] = "auto"
     """What to learn; auto goes by what lies in the data."""
     out: str = ""
     """Where the run goes; empty for runs/DATA-MODEL."""
@@ -35,12 +37,15 @@ class TrainConfig:
     weights: str | None = None
     """A checkpoint to start from; a head for other classes is left out."""
     size: int = 224
-    """Side of the square that the model sees, in pixels."""
+    """Side of the square that the model sees, in pixels; to find objects, the short side of a picture."""
+    longest: int = 0
+    """To find objects (fit within): the most that the long side may have, in pixels; 0 is 5/3 of size."""
     channels: int = 3
     """1 to train on grey images, 3 on colour; arrays may have any number."""
-    fit: Literal["crop", "squash", "pad", "native", "short"] = "crop"
+    fit: Literal["crop", "squash", "pad", "native", "short", "within"] = "crop"
     """How an image becomes a square in evaluation: its centre, the whole squeezed, or the whole with borders. To name
-    every pixel: its own size times zoom (native), or its short side as long as size (short)."""
+    every pixel: its own size times zoom (native), or its short side as long as size (short). To find objects: native,
+    or its sides within size and longest (within)."""
     zoom: float = 1.0
     """Enlargement of images before the model sees them (fit native)."""
     crop_ratio: float = 0.875
@@ -61,6 +66,8 @@ class TrainConfig:
     """How training images vary."""
     masks: MaskConfig = MaskConfig()
     """How masks are read."""
+    objects: ObjectConfig = ObjectConfig()
+    """What is done with boxes that are not as they should be."""
     views: Views = Views()
     """How a picture is covered by the model's windows when its pixels are judged."""
     val_fraction: float = 0.1
@@ -99,6 +106,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         lowest = {"size": 1, "epochs": 1, "batch": 1, "eval_every": 1, "workers": -1, "max_bad": 0, "max_pixels": 1}
         lowest |= {"patience": 0, "max_minutes": 0, "max_steps": 0, "save_minutes": 0, "channels": 1, "steps": 0}
+        lowest |= {"longest": 0}
         for name, least in lowest.items():
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least {least}")
@@ -108,6 +116,10 @@ class TrainConfig:
         for name in ("val_fraction", "crop_ratio"):
             if not 0 < getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must lie in (0, 1]")
+        if 0 < self.longest < self.size:
+            raise ConfigError(
+                f"longest is {self.longest} and size {self.size}: the long side cannot be the shorter one"
+            )
         if self.val_fraction == 1:
             raise ConfigError("val_fraction is 1; that leaves nothing to train on")
 

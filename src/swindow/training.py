@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from swindow.checkpoints import load, load_weights, open_weights
 from swindow.data import (
+    Annotated,
     DataSource,
     Images,
     Scenes,
@@ -23,11 +23,13 @@ from swindow.data import (
     split_record,
 )
 from swindow.data.augment import Augment, build_augment
+from swindow.data.boxes import ObjectAugment
 from swindow.data.joint import JointAugment
+from swindow.data.legends import palette
 from swindow.data.loading import BadImages, Batch, train_loader
 from swindow.devices import pick_device, pick_precision
 from swindow.errors import ConfigError, DataError, need
-from swindow.evaluation import Evaluation, SegmentationEvaluation, evaluate
+from swindow.evaluation import AnyEvaluation, evaluate
 from swindow.images import ImageLimits
 from swindow.inference import ready
 from swindow.learner import Learner
@@ -51,12 +53,12 @@ class TrainResult:
     run: Path
     step: int
     stopped_by: str
-    evaluation: Evaluation | SegmentationEvaluation | None = None
+    evaluation: AnyEvaluation | None = None
     report: Path | None = None
 
 
 def train(config: TrainConfig, *, resume: bool = False, progress: Progress | None = None) -> TrainResult:
-    """Train a classifier or segmenter as `config` says and leave everything in its run folder.
+    """Train a classifier, segmenter or detector as `config` says and leave everything in its run folder.
 
     With `resume`, go on from the folder's last state, to the bit as if there had been no stop.
 
@@ -82,6 +84,7 @@ def train(config: TrainConfig, *, resume: bool = False, progress: Progress | Non
         limits=ImageLimits(max_pixels=config.max_pixels),
         task=config.task,
         masks=config.masks,
+        objects=config.objects,
     )
     progress.say(source.describe())
     source.split("val")  # without one there is nothing to choose the best weights by: say so before the work
@@ -105,6 +108,7 @@ def train(config: TrainConfig, *, resume: bool = False, progress: Progress | Non
         workers=config.workers,
         max_bad=config.max_bad,
         pin_memory=device.type == "cuda",
+        divisor=getattr(model.head.config, "divisor", 1),
     )
     per_epoch = -(-len(loader) // config.optim.accumulate)
     epochs = -(-config.steps // per_epoch) if config.steps else config.epochs
@@ -237,11 +241,13 @@ def _readable(source: DataSource, bad: BadImages) -> DataSource:
     return dataclasses.replace(source, **kept)
 
 
-def _reads(images: Images | Scenes, index: int, bad: BadImages) -> bool:
+def _reads(images: Images | Scenes | Annotated, index: int, bad: BadImages) -> bool:
     try:
         images.read(index)
         if isinstance(images, Scenes):
             images.mask(index)
+        if isinstance(images, Annotated):
+            images.objects(index)
     except DataError as error:
         bad.add([str(error)])
         return False
@@ -262,8 +268,8 @@ def _compile_blocks(model: Model) -> None:
 
 
 def _forget_pictures(run: RunFolder, source: DataSource, judged: int) -> None:
-    """Drop a segmenter's pictures of evaluations that a resumed run will take again, and those of an earlier run."""
-    if source.task == "segment":
+    """Drop the pictures of evaluations that a resumed run will take again, and those of an earlier run."""
+    if source.task != "classify":
         forget_progress(run.path, judged)
 
 
@@ -312,16 +318,18 @@ def _new_model(config: TrainConfig, source: DataSource, progress: Progress) -> t
     if parts.head.task != source.task:
         raise ConfigError(
             f"{config.model} is to {parts.head.task} and {config.data} is data to {source.task}; choose another "
-            "--model: upernet_… and unet_… name every pixel's class, others an image's"
+            "--model: upernet_… and unet_… name every pixel's class; mask_rcnn_…, cascade_mask_rcnn_…, retinanet_… and "
+            "detr_… find objects; a backbone's own name is its classifier's"
         )
     rates = {"drop_path": config.drop_path, "decoder_drop_path": config.drop_path}
     known = {field.name for part in parts for field in dataclasses.fields(part)}  # ResNets have no stochastic depth
-    fields: dict[str, Any] = {"label_smoothing": config.label_smoothing}
-    fields |= {name: rate for name, rate in rates.items() if name in known} | config.fields
+    fields: dict[str, Any] = {**rates, "label_smoothing": config.label_smoothing, "masks": _has_masks(source)}
+    fields = {name: value for name, value in fields.items() if name in known} | config.fields
     model = build(config.model, num_classes=len(source.classes), in_channels=config.channels, **fields)
     mean, std = pixel_statistics(config.channels)
+    longest = config.longest or config.size * 5 // 3
     preprocess = Preprocess(
-        size=(config.size, config.size),
+        size=(config.size, longest if config.fit == "within" else config.size),
         mean=mean,
         std=std,
         fit=config.fit,
@@ -330,6 +338,8 @@ def _new_model(config: TrainConfig, source: DataSource, progress: Progress) -> t
         intensity=config.masks.intensity,
     )
     model.classes, model.colours = source.classes, getattr(source.split("train"), "colours", None)
+    if source.task == "detect":
+        model.colours = palette(len(source.classes))
     if config.weights:
         other, note = _start_from(model, config.weights)
         progress.say(note)
@@ -339,8 +349,16 @@ def _new_model(config: TrainConfig, source: DataSource, progress: Progress) -> t
     return model, preprocess
 
 
-def _augment(config: TrainConfig, source: DataSource, preprocess: Preprocess) -> Augment | JointAugment:
-    """How training images vary, their masks with them where they have some."""
+def _has_masks(source: DataSource) -> bool:
+    """Whether the training pictures' objects have masks, so that a model can learn to make them."""
+    train = source.split("train")
+    return isinstance(train, Annotated) and train.has_masks
+
+
+def _augment(config: TrainConfig, source: DataSource, preprocess: Preprocess) -> Augment | JointAugment | ObjectAugment:
+    """How training images vary, their masks or boxes with them where they have some."""
+    if source.task == "detect":
+        return ObjectAugment(config.augment, preprocess)
     return (JointAugment if source.task == "segment" else build_augment)(config.augment, preprocess)
 
 
@@ -367,7 +385,7 @@ def _judge(
 ) -> None:
     """Evaluate on the validation split, keep the best, count the evaluations without a better one.
 
-    A segmenter is also asked about a few images that are always the same, for the report.
+    A segmenter or detector is also asked about a few images that are always the same, for the report.
     """
     position = learner.position
     evaluation = _evaluate(learner.usable, source, "val", config, learner, surfaces=False)
@@ -378,18 +396,20 @@ def _judge(
     if evaluation.score > position.best:
         position.best, position.waited = evaluation.score, 0
         run.save_best(learner.usable, {"step": position.step, **figures})
-    if isinstance(source.val, Scenes) and config.report:
-        rows, answer = fixed_rows(source.val), _answers(learner.usable, source.val, config, learner)
-        draw_progress(run.path, position.step, source.val, rows, answer, source.val.colours)
+    answer = _answers(learner.usable, source.val, config, learner) if config.report else None
+    if isinstance(source.val, Scenes | Annotated) and answer is not None:
+        rows = fixed_rows(source.val)
+        draw_progress(run.path, position.step, source.val, rows, answer, learner.model.colours or ())
+    loss = f"  loss {figures['loss']:.3f}" if "loss" in figures else ""
     progress.say(
-        f"epoch {epoch}/{epochs}  val {evaluation.score_name} {evaluation.score:.2%}  loss {evaluation.loss:.3f}  "
+        f"epoch {epoch}/{epochs}  val {evaluation.score_name} {evaluation.score:.2%}{loss}  "
         f"best {position.best:.2%}  {clock(position.seconds)}"
     )
 
 
 def _evaluate(
     model: Model, source: DataSource, split: str, config: TrainConfig, learner: Learner, *, surfaces: bool | None = None
-) -> Evaluation | SegmentationEvaluation:
+) -> AnyEvaluation:
     return evaluate(
         model,
         source.split(split),
@@ -403,10 +423,15 @@ def _evaluate(
     )
 
 
-def _answers(model: Model, scenes: Scenes, config: TrainConfig, learner: Learner) -> Callable[[int], np.ndarray]:
-    """What a segmenter sees in one of some scenes, by its row."""
-    segmenter = Segmenter(ready(model, device=str(learner.device), precision=learner.precision), config.views)
-    return lambda row: segmenter.labels(InMemory(scenes.read(row)))
+def _answers(model: Model, images: Any, config: TrainConfig, learner: Learner) -> Callable[[int], Any] | None:
+    """What a segmenter or detector sees in one of some pictures, by its row: labels of pixels, or `Detections`."""
+    if isinstance(images, Images):
+        return None
+    asked = ready(model, device=str(learner.device), precision=learner.precision)
+    if isinstance(images, Annotated):
+        return lambda row: asked.detect(images.read(row))[0]
+    segmenter = Segmenter(asked, config.views)
+    return lambda row: segmenter.labels(InMemory(images.read(row)))
 
 
 def _plan(config: TrainConfig, learner: Learner, epochs: int, per_epoch: int, run: RunFolder) -> str:
@@ -474,7 +499,7 @@ def _finish(
             labels=targets,
             classes=source.classes,
             facts={"data": source.describe(), "model": config.model, "recipe": config.recipe, **facts},
-            answer=_answers(model, images, config, learner) if isinstance(images, Scenes) else None,
+            answer=_answers(model, images, config, learner),
         )
         progress.say(f"report: {report}")
     return TrainResult(run.path, position.step, reason, evaluation, report)

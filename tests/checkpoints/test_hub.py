@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from swindow import classes
 from swindow.backbones import VARIANTS
 from swindow.checkpoints import load
+from swindow.checkpoints.detector_facts import usual_for_objects
 from swindow.checkpoints.hub import NAMED, NamedWeights, resolve
 from swindow.errors import CheckpointError, MissingExtra, UnknownName
 from swindow.model import MODELS
@@ -30,8 +31,9 @@ from vit_peers import assert_close, scramble
 NAME = "swin_tiny.ms_in1k"
 SOURCE = "timm/swin_tiny_patch4_window7_224.ms_in1k"
 OF_TIMM = [name for name, entry in NAMED.items() if entry.format == "timm"]
-OF_TORCHVISION = [name for name, entry in NAMED.items() if entry.format == "torchvision"]
-OF_OPENMMLAB = [name for name, entry in NAMED.items() if entry.format == "huggingface"]
+DETECTORS = [name for name in NAMED if "coco" in name]
+OF_TORCHVISION = [n for n, entry in NAMED.items() if entry.format == "torchvision" and n not in DETECTORS]
+OF_OPENMMLAB = [n for n, entry in NAMED.items() if entry.format == "huggingface" and n not in DETECTORS]
 VIT = r"vit_(tiny|small|base|large|huge)_(patch\d+|r\d+_s\d+)_(224|384)\.(augreg2?|orig|sam)_.*"
 OURS_IN_TIMM = rf"swin_.*|swinv2_(?!cr_).*|deit_.*|{VIT}"
 
@@ -79,6 +81,35 @@ def test_entry_says_what_torchvision_says(name: str) -> None:
     assert list(entry.class_names or ()) == about["categories"]
 
 
+@pytest.mark.parametrize("name", DETECTORS)
+def test_a_detector_s_entry_says_what_torchvision_or_its_repository_says(name: str) -> None:
+    from torchvision.models import get_weight
+
+    entry = NAMED[name]
+    assert entry.preprocess == usual_for_objects(3)
+    assert (entry.name, entry.accuracy) == (name, None)
+    if entry.format == "huggingface":
+        assert entry.source == f"facebook/{entry.variant.replace('_', '-').replace('resnet', 'resnet-')}"
+        assert (entry.file, entry.licence, entry.sha256) == ("model.safetensors", "apache-2.0", None)
+        assert entry.class_names == classes.coco_by_id()
+        return
+    theirs = get_weight(entry.source)
+    assert entry.file == theirs.url.rsplit("/", 1)[1]
+    assert entry.file.endswith(f"-{entry.sha256}.pth")
+    background = ["N/A"] if "retinanet" in name else []
+    assert list(entry.class_names or ()) == background + theirs.meta["categories"][1:]
+
+
+def test_all_of_torchvision_s_detectors_that_can_be_read_are_there() -> None:
+    from torchvision.models import detection, get_model_weights, list_models
+
+    published = {str(weights) for name in list_models(detection) for weights in get_model_weights(name)}
+    ours = {NAMED[name].source for name in DETECTORS if NAMED[name].format == "torchvision"}
+    unread = {name for name in published if "ResNet50" not in name or name.startswith(("FCOS", "Keypoint"))}
+    unread |= {f"{kind}RCNN_ResNet50_FPN_V2_Weights.COCO_V1" for kind in ("Faster", "Mask")}
+    assert published - unread == ours
+
+
 def test_all_of_timms_swins_vits_deits_and_hybrids_are_there() -> None:
     import timm
 
@@ -86,7 +117,7 @@ def test_all_of_timms_swins_vits_deits_and_hybrids_are_there() -> None:
     assert published == {NAMED[name].source.removeprefix("timm/") for name in OF_TIMM}
 
 
-@pytest.mark.parametrize("name", sorted({*NAMED} - {*OF_OPENMMLAB}))
+@pytest.mark.parametrize("name", sorted({*NAMED} - {*OF_OPENMMLAB, *DETECTORS}))
 def test_entry_names_a_model_that_can_be_built(name: str) -> None:
     entry = NAMED[name]
     assert entry.name == name

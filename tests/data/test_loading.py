@@ -1,5 +1,6 @@
 """Batches: who is in them, that workers and interruptions change nothing, and how errors arrive."""
 
+import dataclasses
 import os
 import pickle
 import signal
@@ -11,12 +12,25 @@ import numpy as np
 import pytest
 import torch
 
-from swindow.data import open_data
+from swindow.data import loading, open_data
+from swindow.data.annotated import Annotated, annotated_in_memory
 from swindow.data.augment import AugmentConfig, build_augment
+from swindow.data.boxes import ObjectAugment
 from swindow.data.datasets import Images
-from swindow.data.loading import BadImages, Batch, EpochBatches, Loader, TrainView, eval_loader, train_loader
-from swindow.data.seeds import epoch_order
-from swindow.errors import DataError
+from swindow.data.joint import JointAugment
+from swindow.data.loading import (
+    AnnotatedView,
+    BadImages,
+    Batch,
+    EpochBatches,
+    Loader,
+    TrainView,
+    eval_loader,
+    train_loader,
+)
+from swindow.data.seeds import epoch_order, sample_seed
+from swindow.errors import ConfigError, DataError
+from swindow.objects import Objects
 from swindow.preprocess import Preprocess
 
 PHOTO = Preprocess(size=(12, 12), mean=(0.5,) * 3, std=(0.2,) * 3)
@@ -213,6 +227,179 @@ def test_images_in_memory_go_to_workers_too(scans: Images) -> None:
     alone = train_loader(scans, build_augment(LIVELY, SCAN), batch=20, seed=0)
     assert (loader.workers, alone.workers) == (1, 0)  # left to decide, it takes none for images in memory
     assert same(list(loader), list(alone))
+
+
+FOUND = Preprocess(size=(40, 56), mean=(0.5,) * 3, std=(0.2,) * 3, fit="within", interpolation="bilinear")
+SHAKEN = AugmentConfig(crop="sides", sides=(24, 32, 40), hflip=0.5, jitter=(0.2, 0.2, 0.2, 0.0), paste=0.5)
+
+
+def annotated(count: int = 9, *, masks: bool = True) -> Annotated:
+    """Pictures of many sizes; the one at 4 shows nothing."""
+    images, objects = [], []
+    for index in range(count):
+        draw = np.random.default_rng(index)
+        height, width = draw.integers(30, 70, 2).tolist()
+        images.append(torch.from_numpy(draw.integers(1, 256, (3, height, width), dtype=np.uint8)))
+        low = draw.integers(0, (width - 12, height - 12), (0 if index == 4 else 2 + index % 3, 2))
+        boxes = np.concatenate([low, low + draw.integers(4, 12, low.shape)], axis=1)
+        drawn = torch.zeros(len(boxes), height, width, dtype=torch.bool)
+        for mask, (x1, y1, x2, y2) in zip(drawn, boxes.tolist(), strict=True):
+            mask[y1:y2, x1:x2] = True
+        objects.append(
+            Objects(
+                boxes=torch.from_numpy(boxes).float(),
+                labels=torch.from_numpy(draw.integers(0, 3, len(boxes))),
+                masks=drawn if masks else None,
+                crowd=torch.zeros(len(boxes), dtype=torch.bool),
+                areas=drawn.sum((1, 2)).float(),
+            )
+        )
+    return annotated_in_memory(images, objects, classes=["a", "b", "c"])
+
+
+def same_objects(left: list[Batch], right: list[Batch]) -> bool:
+    assert len(left) == len(right)
+    for one, other in zip(left, right, strict=True):
+        if not (torch.equal(one.images, other.images) and torch.equal(one.indices, other.indices)):
+            return False
+        assert one.frames == other.frames
+        for mine, yours in zip(one.labels, other.labels, strict=True):
+            for field in dataclasses.fields(Objects):
+                a, b = getattr(mine, field.name), getattr(yours, field.name)
+                assert (a is None) == (b is None)
+                if a is not None and not torch.equal(a, b):
+                    return False
+    return True
+
+
+@pytest.mark.parametrize("masks", [True, False])
+def test_pictures_of_unequal_sizes_lie_in_batches_with_their_objects(masks: bool) -> None:
+    pictures = annotated(masks=masks)
+    config = SHAKEN if masks else dataclasses.replace(SHAKEN, paste=0.0)
+    loader = train_loader(pictures, ObjectAugment(config, FOUND), batch=3, seed=3, workers=0, divisor=16)
+    state = torch.get_rng_state()
+    epoch = list(loader)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert len(epoch) == len(loader) == 3
+    assert torch.cat([batch.indices for batch in epoch]).tolist() == epoch_order(9, 3, 0).tolist()
+    view = AnnotatedView(pictures, ObjectAugment(config, FOUND), 3)
+    sizes = set()
+    for batch in epoch:
+        assert batch.frames is not None
+        canvas = tuple(batch.images.shape[-2:])
+        assert batch.frames.canvas == canvas
+        assert [side % 16 for side in canvas] == [0, 0]
+        assert all(side - most < 16 for side, most in zip(canvas, map(max, *batch.frames.sizes), strict=True))
+        outside = batch.frames.padding(canvas)
+        assert (batch.images.masked_select(outside[:, None]) == 0).all()
+        for place, index in enumerate(batch.indices.tolist()):
+            picture, objects = view[0, index]
+            height, width = batch.frames.sizes[place]
+            assert torch.equal(batch.images[place, :, :height, :width], picture)
+            found = batch.labels[place]
+            assert torch.equal(found.boxes, objects.boxes)
+            assert torch.equal(found.labels, objects.labels)
+            assert torch.equal(found.areas, objects.areas)
+            assert (found.masks is None) == (not masks)
+            if masks:
+                assert found.masks.shape == (len(found), *canvas)
+                assert torch.equal(found.masks[:, :height, :width], objects.masks)
+                assert not (found.masks & outside[place]).any()
+            sizes.add((height, width))
+    assert len(sizes) > 5
+    loader.batch_sampler.start(0, 1)
+    assert same_objects(list(loader), epoch[1:])
+    loader.batch_sampler.start(1)
+    assert not same_objects(list(loader), epoch)
+
+
+def test_pictures_without_objects_stay_in_batches() -> None:
+    loader = train_loader(annotated(), ObjectAugment(AugmentConfig(), FOUND), batch=9, seed=0, workers=0)
+    [batch] = loader
+    counts = dict(zip(batch.indices.tolist(), map(len, batch.labels), strict=True))
+    assert counts == {index: 0 if index == 4 else 2 + index % 3 for index in range(9)}
+    nothing = annotated().subset([4])
+    [batch] = train_loader(nothing, ObjectAugment(SHAKEN, FOUND), batch=1, seed=0, workers=0)
+    assert [len(found) for found in batch.labels] == [0]
+    assert batch.labels[0].masks.shape == (0, *batch.images.shape[-2:])
+
+
+def test_jittered_pictures_make_batches_of_one_size() -> None:
+    square = dataclasses.replace(FOUND, size=(48, 48))
+    augment = ObjectAugment(AugmentConfig(crop="jitter", scale=(0.2, 0.6), hflip=0.5), square)
+    for batch in train_loader(annotated(), augment, batch=3, seed=0, workers=0, divisor=16):
+        assert batch.images.shape == (3, 3, 48, 48)
+        assert batch.frames is not None
+        assert max(map(max, batch.frames.sizes)) <= 29
+
+
+def test_objects_from_workers_are_the_same() -> None:
+    pictures = annotated()
+    alone = train_loader(pictures, ObjectAugment(SHAKEN, FOUND), batch=3, seed=3, workers=0)
+    loader = train_loader(pictures, ObjectAugment(SHAKEN, FOUND), batch=3, seed=3, workers=2)
+    for epoch, start in ((0, 0), (1, 1)):
+        for each in (loader, alone):
+            each.batch_sampler.start(epoch, start)
+        assert same_objects(list(loader), list(alone))
+
+
+def test_what_pinning_makes_of_frames_is_undone() -> None:
+    """It makes a list of every plain tuple."""
+    [batch] = train_loader(annotated(), ObjectAugment(AugmentConfig(), FOUND), batch=9, seed=0, workers=0)
+    [raw] = [
+        AnnotatedView(annotated(), ObjectAugment(AugmentConfig(), FOUND), 0).__getitems__([(0, i) for i in range(9)])
+    ]
+    assert isinstance(raw, Batch)
+    assert raw.frames is not None
+    labels = raw.labels._replace(counts=list(raw.labels.counts), canvas=list(raw.labels.canvas))
+    frames = type(raw.frames)(list(raw.frames.canvas), [list(size) for size in raw.frames.sizes])  # type: ignore[arg-type]
+    unpinned = loading._unpacked(raw._replace(labels=labels, frames=frames))
+    assert unpinned.frames == raw.frames
+    assert batch.frames is not None
+    assert isinstance(unpinned.frames, type(batch.frames))
+    assert [len(found) for found in unpinned.labels] == list(raw.labels.counts)
+
+
+class Unreadable:
+    """Pictures in memory, of which one cannot be read."""
+
+    def __init__(self, reader: Any, bad: int) -> None:
+        self.reader, self.bad = reader, bad
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.reader, name)
+
+    def read(self, row: int, channels: int) -> torch.Tensor:
+        if row == self.bad:
+            raise DataError(f"image[{row}]: cannot be read")
+        return self.reader.read(row, channels)
+
+
+def test_bad_pictures_with_objects_are_left_out_and_named_also_as_lenders() -> None:
+    pictures = annotated()
+    spoilt = dataclasses.replace(pictures, reader=Unreadable(pictures.reader, 2))
+    config = dataclasses.replace(SHAKEN, paste=1.0)
+    augment = ObjectAugment(config, FOUND)
+    lenders = {seed: [augment.partner(sample_seed(seed, 0, index), 9) for index in range(9)] for seed in range(20)}
+    seed = next(seed for seed, places in lenders.items() if 2 in places[:2] + places[3:])
+    view = AnnotatedView(spoilt, augment, seed, max_bad=1)
+    batch = view.__getitems__([(0, index) for index in range(9)])
+    assert isinstance(batch, Batch)
+    assert 2 not in batch.indices.tolist()
+    assert len(batch.images) == len(batch.labels.counts) == len(batch.indices) == 9 - len(batch.bad)
+    assert set(batch.bad) == {"image[2]: cannot be read"}
+    assert len(batch.bad) > 1  # another picture borrows from it
+    strict = train_loader(spoilt, ObjectAugment(SHAKEN, FOUND), batch=9, seed=0, workers=0)
+    with pytest.raises(DataError, match=r"^image\[2\]: cannot be read$"):
+        list(strict)
+
+
+def test_what_goes_together() -> None:
+    plain = annotated(masks=False)
+    with pytest.raises(ConfigError, match=r"augment paste is 0\.5, but the data has boxes without masks"):
+        train_loader(plain, ObjectAugment(SHAKEN, FOUND), batch=3, seed=0)
+    with pytest.raises(TypeError, match="objects go with ObjectAugment"):
+        train_loader(plain, JointAugment(AugmentConfig(), FOUND), batch=3, seed=0)
 
 
 def test_errors_survive_the_way_between_processes() -> None:

@@ -106,7 +106,7 @@ def test_what_cannot_be_trained_on(tmp_path: Path, scenes: Any, mask: Any) -> No
     ):
         open_data(tmp_path / "rgb")
     with pytest.raises((ConfigError, TypeCheckError)):  # the latter where the types are checked
-        open_data(tmp_path / "rgb", task="detect")  # type: ignore[arg-type]
+        open_data(tmp_path / "rgb", task="paint")  # type: ignore[arg-type]
 
 
 def test_binary_masks_are_said_aloud(tmp_path: Path, scenes: Any, mask: Any) -> None:
@@ -181,7 +181,7 @@ def test_bad_pictures_are_left_out_only_when_allowed(tmp_path: Path, scenes: Any
 def test_kinds_of_data_and_augmentation_must_agree(tmp_path: Path, scenes: Any) -> None:
     scenes(tmp_path)
     train = part(open_data(tmp_path), "train")
-    with pytest.raises(TypeError, match="pictures with masks go with JointAugment"):
+    with pytest.raises(TypeError, match="pictures with masks with JointAugment"):
         train_loader(train, build_augment(AugmentConfig(), preprocess()), batch=2, seed=0)
 
 

@@ -6,8 +6,9 @@ Maps are ``B H W C`` as everywhere; convolutions see them as channels-last image
 import contextlib
 import dataclasses
 import functools
+import math
 from collections.abc import Iterator
-from typing import ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from jaxtyping import Float
@@ -21,7 +22,7 @@ from swindow.errors import ConfigError
 from swindow.ops.windows import between_zeros, count, undecided
 from swindow.shapes import Images, Pyramid, Tokens
 
-Norm = Literal["batch", "group"]
+Norm = Literal["batch", "group", "frozen"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,13 +39,22 @@ class ResNetConfig:
     """Channels of the stem and inside the first stage's blocks; each later stage has twice as many."""
     norm: Norm = "batch"
     """``batch`` is torchvision's ResNet; ``group`` is Big Transfer's and the ViT hybrids': norms over groups of
-    channels, kernels standardised before use, zeros put around maps as TensorFlow's "SAME" does."""
+    channels, kernels standardised before use, zeros put around maps as TensorFlow's "SAME" does. ``frozen`` is
+    ``batch`` with statistics, scale and shift that never change, as detectors that start from ImageNet have it."""
+    frozen_stages: int = 0
+    """How many stages do not learn, the stem with the first of them; published detectors have 1."""
+    norm_eps: float = 1e-5
+    """What norms add to the variance; torchvision's first published detectors have 0."""
 
     def __post_init__(self) -> None:
         if not self.depths or min(self.width, *self.depths) < 1:
             raise ConfigError("width and every entry of depths must be at least 1")
         if self.norm == "group" and self.width % (2 * _GROUPS):  # a group of one value would have nothing to norm
             raise ConfigError(f"width is {self.width}; norm='group' needs a multiple of {2 * _GROUPS} for its groups")
+        if not 0 <= self.norm_eps < math.inf:
+            raise ConfigError(f"norm_eps is {self.norm_eps}; give 0 or a number above it")
+        if not 0 <= self.frozen_stages <= len(self.depths):
+            raise ConfigError(f"frozen_stages is {self.frozen_stages}; there are {len(self.depths)} stages to freeze")
 
     @property
     def channels(self) -> tuple[int, ...]:
@@ -97,17 +107,33 @@ def pad_same(x: Float[Tensor, "B C h w"], kernel: int, stride: int) -> Float[Ten
     return F.pad(x, (left, columns - width - left, above, rows - height - above))
 
 
+class FrozenNorm(nn.Module):
+    """A batch norm that never changes: what it would learn and measure are buffers, under the same names."""
+
+    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        for name, fill in {"weight": 1.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0}.items():
+            self.register_buffer(name, torch.full((channels,), fill))
+
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        mean, variance = self.running_mean, self.running_var
+        return F.batch_norm(x, mean, variance, self.weight, self.bias, eps=self.eps)  # type: ignore[arg-type]
+
+
 class ConvNorm(nn.Module):
     """A convolution without a bias and the norm after it, on a ``B H W C`` map."""
 
-    def __init__(self, in_channels: int, channels: int, kernel: int, *, stride: int = 1, norm: Norm) -> None:
+    def __init__(
+        self, in_channels: int, channels: int, kernel: int, *, stride: int = 1, norm: Norm, eps: float = 1e-5
+    ) -> None:
         super().__init__()
-        if norm == "batch":
-            self.conv = nn.Conv2d(in_channels, channels, kernel, stride=stride, padding=kernel // 2, bias=False)
-            self.norm: nn.Module = nn.BatchNorm2d(channels)
+        if norm == "group":
+            self.conv: nn.Conv2d = StandardizedConv(in_channels, channels, kernel, stride=stride, bias=False)
+            self.norm: nn.Module = nn.GroupNorm(_GROUPS, channels, eps)
         else:
-            self.conv = StandardizedConv(in_channels, channels, kernel, stride=stride, bias=False)
-            self.norm = nn.GroupNorm(_GROUPS, channels)
+            self.conv = nn.Conv2d(in_channels, channels, kernel, stride=stride, padding=kernel // 2, bias=False)
+            self.norm = FrozenNorm(channels, eps) if norm == "frozen" else nn.BatchNorm2d(channels, eps)
         nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tokens) -> Float[Tensor, "B H2 W2 D"]:
@@ -119,7 +145,7 @@ class Stem(nn.Module):
 
     def __init__(self, in_channels: int, config: ResNetConfig) -> None:
         super().__init__()
-        self.unit = ConvNorm(in_channels, config.width, 7, stride=2, norm=config.norm)
+        self.unit = ConvNorm(in_channels, config.width, 7, stride=2, norm=config.norm, eps=config.norm_eps)
         self.same = config.norm == "group"
 
     def forward(self, images: Images) -> Float[Tensor, "B H W D"]:
@@ -133,16 +159,17 @@ class Block(nn.Module):
 
     def __init__(self, in_channels: int, channels: int, *, stride: int, config: ResNetConfig) -> None:
         super().__init__()
+        kind: dict[str, Any] = {"norm": config.norm, "eps": config.norm_eps}
         if config.block == "basic":
             shapes = [(in_channels, channels, 3, stride), (channels, channels, 3, 1)]
         else:
             inner = channels // 4
             shapes = [(in_channels, inner, 1, 1), (inner, inner, 3, stride), (inner, channels, 1, 1)]
         self.units = nn.ModuleList(
-            ConvNorm(before, after, kernel, stride=step, norm=config.norm) for before, after, kernel, step in shapes
+            ConvNorm(before, after, kernel, stride=step, **kind) for before, after, kernel, step in shapes
         )
         fits = stride == 1 and in_channels == channels
-        self.shortcut = None if fits else ConvNorm(in_channels, channels, 1, stride=stride, norm=config.norm)
+        self.shortcut = None if fits else ConvNorm(in_channels, channels, 1, stride=stride, **kind)
 
     def forward(self, x: Tokens) -> Float[Tensor, "B H2 W2 D"]:
         residual = x if self.shortcut is None else self.shortcut(x)
@@ -182,6 +209,8 @@ class ResNet(nn.Module):
         self.patch_embed = Stem(in_channels, config)
         self.stages = nn.ModuleList(ResNetStage(config, number) for number in range(len(config.depths)))
         self.norms = nn.ModuleDict()  # its blocks end in norms
+        for part in [self.patch_embed, *self.stages][: config.frozen_stages + 1 if config.frozen_stages else 0]:
+            part.requires_grad_(False)
 
     def forward(self, images: Images) -> Pyramid:
         maps = self.stage_maps(images)

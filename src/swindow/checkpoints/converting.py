@@ -78,7 +78,8 @@ def save_as(model: Model, target: str | Path, to: str) -> Path:
 
 
 def _format_for(model: Model, to: str) -> Format:
-    return format_named(to, model.config.backbone.kind, model.config.head.kind)
+    config, head = model.config.backbone, model.config.head
+    return format_named(to, config.kind, head.kind, of=(config, head))
 
 
 def _write(state: State, target: Path, form: Format, model: Model) -> None:

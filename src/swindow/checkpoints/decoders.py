@@ -1,11 +1,10 @@
 """Which head a file's weights are of, by its tensors under our names, and what of it they do not tell."""
 
-import re
-from typing import Any
-
 from swindow.backbones import BackboneConfig
+from swindow.checkpoints.detectors import DETECTORS, MARKS, detector_of
 from swindow.checkpoints.evidence import Evidence, Fields
-from swindow.checkpoints.tables import State
+from swindow.checkpoints.layouts import Format
+from swindow.checkpoints.tables import State, needed, parts
 from swindow.config import typed
 from swindow.errors import CheckpointError, ConfigError
 from swindow.heads import ClassifierConfig, HeadConfig, UNetConfig, UperNetConfig
@@ -15,11 +14,11 @@ _POOLS = (1, 2, 3, 6)
 
 def head_kind(state: State) -> str:
     """The head that has tensors of these names; a backbone alone counts as a classifier's."""
-    kinds = {"head.fuse.conv.weight": "upernet", "head.expands.0.linear.weight": "unet"}
+    kinds = {"head.fuse.conv.weight": "upernet", "head.expands.0.linear.weight": "unet", **MARKS}
     return next((kind for name, kind in kinds.items() if name in state), "classifier")
 
 
-def head_of(state: State, backbone: BackboneConfig, evidence: Evidence) -> HeadConfig:
+def head_of(state: State, backbone: BackboneConfig, form: Format, evidence: Evidence) -> HeadConfig:
     """The head that these weights are of.
 
     Raises:
@@ -31,6 +30,8 @@ def head_of(state: State, backbone: BackboneConfig, evidence: Evidence) -> HeadC
         return _upernet(state, evidence)
     if kind == "unet":
         return _unet(state)
+    if kind in DETECTORS:
+        return detector_of(kind, state, form, evidence)
     weight = state.get("head.linear.weight")
     return ClassifierConfig(
         num_classes=0 if weight is None else weight.shape[0], pool=getattr(backbone, "pool", "mean")
@@ -43,7 +44,7 @@ def _upernet(state: State, evidence: Evidence) -> UperNetConfig:
     return UperNetConfig(
         num_classes=_classes(state),
         decoder_width=state["head.fuse.conv.weight"].shape[0],
-        pools=_pools(_count(state, "head.pooled"), evidence),
+        pools=_pools(parts(state, "head.pooled"), evidence),
         auxiliary=0.0 if early is None else evidence.known.get("auxiliary", 0.4),
         **fields,
     )
@@ -64,20 +65,11 @@ def _pools(count: int, evidence: Evidence) -> tuple[int, ...]:
 
 
 def _unet(state: State) -> UNetConfig:
-    depths = tuple(_count(state, f"head.stages.{i}.blocks") for i in range(_count(state, "head.stages")))
+    depths = tuple(parts(state, f"head.stages.{i}.blocks") for i in range(parts(state, "head.stages")))
     if 0 in depths or not depths:
         raise CheckpointError(f"the file's decoder has {depths} blocks on its sizes; whole stages are missing")
     return UNetConfig(num_classes=_classes(state), decoder_depths=depths)
 
 
 def _classes(state: State) -> int:
-    weight: Any = state.get("head.classifier.weight")
-    if weight is None:
-        raise CheckpointError("head.classifier.weight is missing from the file; it is not a whole model")
-    return int(weight.shape[0])
-
-
-def _count(state: State, path: str) -> int:
-    """How many parts a list of them has, by the highest number."""
-    numbers = (re.match(rf"{re.escape(path)}\.(\d+)\.", name) for name in state)
-    return max((int(match[1]) + 1 for match in numbers if match), default=0)
+    return int(needed(state, "head.classifier.weight").shape[0])

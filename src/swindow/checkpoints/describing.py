@@ -20,11 +20,12 @@ from swindow.backbones.swin_mlp import SwinMlpConfig
 from swindow.backbones.swin_v2 import SwinV2Config
 from swindow.backbones.vit import ViTConfig
 from swindow.checkpoints.decoders import head_kind, head_of
+from swindow.checkpoints.detectors import DETECTORS
 from swindow.checkpoints.evidence import Evidence, Fields
 from swindow.checkpoints.facts import MOST_TOKENS
 from swindow.checkpoints.layouts import Format, Reading
 from swindow.checkpoints.rules import FlatPositions
-from swindow.checkpoints.tables import State
+from swindow.checkpoints.tables import State, needed
 from swindow.config import typed
 from swindow.errors import CheckpointError, ConfigError
 from swindow.heads import HeadConfig
@@ -47,12 +48,12 @@ def describe(reading: Reading, form: Format, evidence: Evidence) -> ModelConfig:
     evidence = dataclasses.replace(evidence, said=_own(cls, evidence.said), known=_own(cls, evidence.known))
     table = state.get(FlatPositions.name)
     if table is not None and table.shape[0] > 1:  # on its grid, which tells the size
-        patch = _needed(state, "backbone.patch_embed.proj.weight").shape[2]
+        patch = needed(state, "backbone.patch_embed.proj.weight").shape[2]
         evidence.known["image_size"] = _simplest((table.shape[0] * patch, table.shape[1] * patch))
     elif (side := _masked_side(reading)) is not None:
         evidence.known.setdefault("image_size", side)
     backbone = make(reading, form, evidence)
-    head = head_of(state, backbone, evidence)
+    head = head_of(state, backbone, form, evidence)
     return ModelConfig(name=_name(backbone, head), in_channels=_in_channels(state), backbone=backbone, head=head)
 
 
@@ -64,7 +65,7 @@ def _own(cls: type, fields: Fields) -> Fields:
 
 def _in_channels(state: State) -> int:
     """Of the first convolution."""
-    first = ("trunk.patch_embed.unit.conv.weight", "proj.weight")
+    first = ("trunk.patch_embed.unit.conv.weight", "unit.conv.weight", "proj.weight")
     kernels = [state[f"backbone.patch_embed.{name}"] for name in first if f"backbone.patch_embed.{name}" in state]
     if not kernels:
         raise CheckpointError("the file has no patch embedding; it is not a whole model")
@@ -86,7 +87,7 @@ def _swin(reading: Reading, form: Format, evidence: Evidence) -> SwinConfig:
         **windows,
         num_heads=heads,
         window=_simplest(window),
-        image_size=evidence.field("image_size", *_usual_size(window, state)),
+        image_size=_image_size(evidence, state, *_usual_size(window, state)),
         small_maps=form.small_maps if form.small_maps != "shrink" else "pad",  # windows are known as they were built
         relative_bias=biased,
         absolute_position="backbone.absolute_position.table" in state,
@@ -99,7 +100,7 @@ def _swin_v2(reading: Reading, form: Format, evidence: Evidence) -> SwinV2Config
     state = reading.state
     _check_eps(evidence)
     depths = _depths(state)
-    scales = [_needed(state, f"backbone.stages.{i}.blocks.0.attn.logit_scale.log") for i in range(len(depths))]
+    scales = [needed(state, f"backbone.stages.{i}.blocks.0.attn.logit_scale.log") for i in range(len(depths))]
     stored = [_stored_window(reading, stage) for stage in range(len(depths))]
     if all(stored) and "window" not in evidence.said:
         window: Any = tuple(stored)
@@ -107,7 +108,7 @@ def _swin_v2(reading: Reading, form: Format, evidence: Evidence) -> SwinV2Config
         window = evidence.field("window", 8, "V2's tensors do not tell it")
     side = max(max(pair) for pair in windows_of_stages(window, None, len(depths)))
     usual = (32 * side if side > 8 else 256, "the usual size for it")
-    image_size = evidence.field("image_size", *(usual if head_kind(state) == "classifier" else _CROP))
+    image_size = _image_size(evidence, state, *(_CROP if head_kind(state) == "upernet" else usual))
     pretrained = evidence.field("pretrained_window", 0, "as if trained at its own window")
     return SwinV2Config(
         **_common(state),
@@ -139,7 +140,7 @@ def _extra_norm_every(state: State) -> int:
 def _swin_mlp(reading: Reading, form: Format, evidence: Evidence) -> SwinMlpConfig:
     """A spatial weight has heads x places rows and a column for each place."""
     shapes = [
-        _needed(reading.state, f"backbone.stages.{i}.blocks.0.spatial_mlp.weight").shape
+        needed(reading.state, f"backbone.stages.{i}.blocks.0.spatial_mlp.weight").shape
         for i in range(len(_depths(reading.state)))
     ]
     windows = tuple(math.isqrt(shape[1]) for shape in shapes)
@@ -163,15 +164,37 @@ def _hybrid(reading: Reading, form: Format, evidence: Evidence) -> HybridConfig:
         match = re.match(r"backbone\.patch_embed\.trunk\.stages\.(\d+)\.blocks\.(\d+)\.", name)
         if match:
             found[int(match[1])] = max(found.get(int(match[1]), 0), int(match[2]) + 1)
-    width = _needed(reading.state, "backbone.patch_embed.trunk.patch_embed.unit.conv.weight").shape[0]
+    width = needed(reading.state, "backbone.patch_embed.trunk.patch_embed.unit.conv.weight").shape[0]
     trunk = ResNetConfig(depths=tuple(found[stage] for stage in sorted(found)), width=width, norm="group")
     return HybridConfig(**_of_encoder(reading.state, form, evidence, stride=trunk.strides[-1]), trunk=trunk)
 
 
+def _resnet(reading: Reading, form: Format, evidence: Evidence) -> ResNetConfig:
+    """Norms that count batches are batch norms, which learn; those that do not are frozen, as detectors have them."""
+    state = reading.state
+    frozen = "backbone.patch_embed.unit.norm.num_batches_tracked" not in state
+    if form.name == "openmmlab" and re.search("caffe", evidence.stem, re.IGNORECASE):
+        raise CheckpointError(
+            f"{evidence.stem}: a ResNet of style 'caffe' has its strides elsewhere and reads blue, green and red; take "
+            "the weights of style 'pytorch'"
+        )
+    eps = 1e-5 if form.norm_eps is None else form.norm_eps
+    if frozen and form.norm_eps is None:
+        eps = evidence.field("norm_eps", eps, "as torchvision builds them; 0 where training started from its COCO_V1")
+    return ResNetConfig(
+        depths=_depths(state),
+        block="bottleneck" if "backbone.stages.0.blocks.0.units.2.conv.weight" in state else "basic",
+        width=needed(state, "backbone.patch_embed.unit.conv.weight").shape[0],
+        norm="frozen" if frozen else "batch",
+        frozen_stages=1 if frozen else 0,
+        norm_eps=eps,
+    )
+
+
 def _of_encoder(state: State, form: Format, evidence: Evidence, *, stride: int) -> Fields:
     """Fields of a ViT whose patches are cut from maps of this stride."""
-    kernel = _needed(state, "backbone.patch_embed.proj.weight")
-    places, dim = _needed(state, "backbone.position_embedding").shape[1:]
+    kernel = needed(state, "backbone.patch_embed.proj.weight")
+    places, dim = needed(state, "backbone.position_embedding").shape[1:]
     tokens = [name in state for name in ("backbone.class_token", "backbone.distillation_token")]
     side = math.isqrt(places - sum(tokens))
     known = evidence.said.get("image_size") or evidence.known.get("image_size")
@@ -202,6 +225,7 @@ _KINDS: Mapping[str, Callable[[Reading, Format, Evidence], BackboneConfig]] = {
     "swin_mlp": _swin_mlp,
     "vit": _vit,
     "hybrid": _hybrid,
+    "resnet": _resnet,
 }
 
 
@@ -209,6 +233,8 @@ def _kind(state: State) -> str:
     """The family that has tensors of these names."""
     if any(name.startswith("backbone.patch_embed.trunk.") for name in state):
         return "hybrid"
+    if "backbone.patch_embed.unit.conv.weight" in state:
+        return "resnet"
     if "backbone.position_embedding" in state:
         return "vit"
     if any(".spatial_mlp." in name for name in state):
@@ -218,7 +244,7 @@ def _kind(state: State) -> str:
 
 def _common(state: State) -> Fields:
     """Fields that windowed families share and that tensors tell."""
-    kernel = _needed(state, "backbone.patch_embed.proj.weight")
+    kernel = needed(state, "backbone.patch_embed.proj.weight")
     return {"dim": kernel.shape[0], "patch": kernel.shape[2], "depths": _depths(state), "mlp_ratio": _mlp_ratio(state)}
 
 
@@ -238,16 +264,10 @@ def _depths(state: State) -> tuple[int, ...]:
 def _mlp_ratio(state: State) -> float:
     """The least ratio that gives every stage its hidden channels, which are rounded down in each."""
     stages = range(len(_depths(state)))
-    shapes = [_needed(state, f"backbone.stages.{stage}.blocks.0.mlp.fc1.weight").shape for stage in stages]
+    shapes = [needed(state, f"backbone.stages.{stage}.blocks.0.mlp.fc1.weight").shape for stage in stages]
     ratio = max(hidden / dim for hidden, dim in shapes)
     # A quotient times its divisor can fall short of the dividend by the last bit.
     return ratio if all(int(ratio * dim) >= hidden for hidden, dim in shapes) else math.nextafter(ratio, math.inf)
-
-
-def _needed(state: State, name: str) -> Any:
-    if name not in state:
-        raise CheckpointError(f"{name} is missing from the file; it is not a whole model")
-    return state[name]
 
 
 def _window_of(rows: int, evidence: Evidence) -> int | tuple[int, int]:
@@ -283,6 +303,13 @@ def _stored_window(reading: Reading, stage: int) -> int | Size | None:
     return None
 
 
+def _image_size(evidence: Evidence, state: State, usual: Any, why: str) -> Any:
+    """The size that a model is made for; of a detector nothing depends on it but a table of absolute positions."""
+    if head_kind(state) not in DETECTORS or FlatPositions.name in state:
+        return evidence.field("image_size", usual, why)
+    return evidence.said.get("image_size") or evidence.known.get("image_size") or usual
+
+
 def _usual_size(window: Any, state: State) -> tuple[int, str]:
     """The published image size for windows of this size, what the last stages' grid is a multiple of; and why it."""
     if head_kind(state) == "upernet":
@@ -301,7 +328,7 @@ def _masked_side(reading: Reading) -> int | None:
     """The image size that a Swin-Unet's stored masks are for: it takes no other, and its images are square."""
     if head_kind(reading.state) != "unet":
         return None
-    patch = _needed(reading.state, "backbone.patch_embed.proj.weight").shape[2]
+    patch = needed(reading.state, "backbone.patch_embed.proj.weight").shape[2]
     for name, mask in reading.buffers.items():
         match = re.fullmatch(r"backbone\.stages\.(\d+)\.blocks\.\d+\.attn_mask", name)
         if match and mask.ndim == 3 and int(match[1]) < MOST_TOKENS:
@@ -326,5 +353,8 @@ def _name(config: BackboneConfig, head: HeadConfig) -> str:
 
 
 def _likeness(other: BackboneConfig, config: BackboneConfig) -> tuple[int, ...]:
-    fields = ("dim", "depths", "num_heads", "window", "patch", "distillation_token", "image_size", "pretrained_window")
+    fields = (
+        *("dim", "depths", "num_heads", "window", "patch", "distillation_token", "image_size", "pretrained_window"),
+        *("block", "width", "norm"),
+    )
     return (other.kind == config.kind, *(getattr(other, f, None) == getattr(config, f, None) for f in fields))

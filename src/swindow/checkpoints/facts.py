@@ -5,9 +5,17 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
+from swindow.checkpoints.detector_facts import (
+    detr_config,
+    detr_fields,
+    detr_preprocess,
+    detr_preprocessor,
+    is_detr,
+    usual_for_objects,
+)
 from swindow.config import from_dict, to_dict
 from swindow.errors import ConfigError
-from swindow.heads import UperNetConfig
+from swindow.heads import DetrConfig, UperNetConfig
 from swindow.model import Model
 from swindow.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 
@@ -40,6 +48,8 @@ class Told:
     drop_path: float | None = None
     pools: tuple[int, ...] | None = None
     auxiliary: float | None = None
+    transformer_heads: int | None = None
+    head_dropout: float | None = None
 
     def __post_init__(self) -> None:
         sides = self.image_size if isinstance(self.image_size, tuple) else (self.image_size or 1,)
@@ -77,6 +87,9 @@ def facts_of(config: Mapping[str, Any] | None, preprocessor: Mapping[str, Any] |
 def _facts(config: Mapping[str, Any], preprocessor: Mapping[str, Any] | None) -> Facts:
     if "pretrained_cfg" in config or "architecture" in config:
         return _timm(config)
+    if is_detr(config):
+        pixels = detr_preprocess(preprocessor) if preprocessor else None
+        return Facts(fields=detr_fields(config), preprocess=pixels, classes=_labels(config.get("id2label")))
     dense = "backbone_config" in config
     about = config["backbone_config"] if dense else config
     if about.get("hidden_act", "gelu") != "gelu":
@@ -126,6 +139,8 @@ def huggingface_config(model: Model) -> dict[str, Any]:
         "id2label": {str(index): name for index, name in enumerate(names)},
         "label2id": {name: index for index, name in enumerate(names)},
     }
+    if isinstance(head, DetrConfig):
+        return labels | detr_config(config, head, model.config.in_channels)
     body = {
         "image_size": config.image_size,
         "patch_size": config.patch,
@@ -160,8 +175,11 @@ def _upernet(head: UperNetConfig, body: dict[str, Any]) -> dict[str, Any]:
 def preprocessor_config(preprocess: Preprocess, *, task: str = "classify") -> dict[str, Any] | None:
     """The ``preprocessor_config.json`` that prepares pixels in the same way, as far as transformers can say it.
 
-    None where it cannot: for a segmenter that puts a border around pictures, cuts them or enlarges them all alike.
+    None where it cannot: for a segmenter or a detector that puts a border around pictures, cuts them or enlarges them
+    all alike.
     """
+    if task == "detect":
+        return detr_preprocessor(preprocess)
     if task == "segment":
         can = preprocess.fit in ("native", "short", "squash") and preprocess.zoom == 1
         return _of_segmenter(preprocess) if can else None
@@ -246,11 +264,13 @@ def usual_preprocess(image_size: int | tuple[int, int], channels: int) -> Prepro
 
 
 def usual_for_maps(head: str, image_size: int | tuple[int, int], channels: int) -> Preprocess:
-    """What published segmenters with this head are evaluated with.
+    """What published segmenters and detectors with this head are evaluated with.
 
-    UPerNet: ImageNet's statistics, the short side made 512 pixels. Swin-Unet: pictures stretched to the image size,
-    values in 0..1 as they are.
+    Detectors: ImageNet's statistics, 800 pixels by 1,333 at most. UPerNet: ImageNet's statistics, the short side made
+    512 pixels. Swin-Unet: pictures stretched to the image size, values in 0..1 as they are.
     """
+    if head not in ("upernet", "unet"):
+        return usual_for_objects(channels)
     if head == "upernet":
         usual = usual_preprocess(512, channels)
         return Preprocess(size=usual.size, mean=usual.mean, std=usual.std, fit="short", interpolation="bilinear")

@@ -18,7 +18,8 @@ from swindow.ops.windows import Size
 
 STAGED = re.compile(r"backbone\.stages\.(\d+)\.blocks\.(\d+)\.")
 DECODER = re.compile(r"head\.stages\.(\d+)\.blocks\.(\d+)\.")
-CLASSIFIERS = re.compile(r"head\.(auxiliary\.)?classifier\.")
+CLASSIFIERS = re.compile(r"head\.((auxiliary\.)?classifier|boxes\.\d+\.logits|masks\.\d+\.logits|classes\.last)\.")
+CLASS_BOXES = re.compile(r"head\.boxes\.\d+\.deltas\.")  # of each class its own, unless a head is class-agnostic
 TABLE = re.compile(r"(backbone|head)\.stages\.(\d+)\.blocks\.\d+\.attn\.position_bias\.table")
 OUTPUT_NORM = re.compile(r"backbone\.norms\.(\d+)\.\w+")
 
@@ -129,7 +130,9 @@ class Target:
         """Whether the model's own stays whatever the file has: all that is between its features and its classes."""
         if not self.may_reset(key):
             return False
-        return self.starts_anew or isinstance(self.head, ClassifierConfig) or CLASSIFIERS.match(key) is not None
+        if self.starts_anew or isinstance(self.head, ClassifierConfig) or CLASSIFIERS.match(key) is not None:
+            return True
+        return CLASS_BOXES.match(key) is not None and not getattr(self.head, "class_agnostic", False)
 
     def drops(self, key: str) -> bool:
         """Whether a block of the file is beyond what a U-Net's shorter encoder has: Swin-Unet takes the first ones."""

@@ -3,10 +3,12 @@
 Where the published classes disagree on maps smaller than a window, the format says which policy its weights knew.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from swindow.checkpoints.buffers import flat_indices, indices_and_coordinates, mirrored_buffers, original_buffers
+from swindow.checkpoints.detector_formats import DETECTORS, REFUSED
 from swindow.checkpoints.layouts import Format
 from swindow.checkpoints.names import (
     DENSE,
@@ -38,8 +40,11 @@ from swindow.checkpoints.rules import (
 from swindow.errors import CheckpointError, UnknownName
 
 
-def format_named(name: str, kind: str, head: str = "classifier") -> Format:
+def format_named(name: str, kind: str, head: str = "classifier", *, of: tuple[Any, Any] | None = None) -> Format:
     """The format of this name that holds this family with this head.
+
+    Args:
+        of: configs of a backbone and a head: of several formats the one that can express them, if any can.
 
     Raises:
         UnknownName: there is no such format.
@@ -60,7 +65,14 @@ def format_named(name: str, kind: str, head: str = "classifier") -> Format:
             f"the {name} format cannot hold a {kind} with a {head} head, only with a {heads}; "
             f"give {' or '.join(others)}"
         )
-    return fitting[0]
+    able = [entry for entry in fitting if of is not None and entry.refusal(*of) is None]
+    return (able or fitting)[0]
+
+
+def refused(names: Iterable[str]) -> str | None:
+    """What to say of a file with these names of tensors, where we know whose it is and that we cannot read it."""
+    names = tuple(names)
+    return next((says for mark, says in REFUSED.items() if any(re.fullmatch(mark, name) for name in names)), None)
 
 
 def recognise(names: Iterable[str]) -> Format | None:
@@ -91,6 +103,7 @@ _OF_UPERNET = r"decode_head\.fpn_bottleneck\.conv\.weight"
 _FIRST = r"layers\.0\.blocks\.0\.norm1\.weight"
 
 FORMATS = (
+    *DETECTORS,
     Format(
         name="swin_unet",
         about="the original Swin-Unet's",

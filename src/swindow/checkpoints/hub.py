@@ -15,9 +15,12 @@ import torch
 
 from swindow import classes
 from swindow.backbones import VARIANTS
+from swindow.checkpoints.detector_facts import usual_for_objects
 from swindow.errors import CheckpointError, UnknownName, require
 from swindow.model import MODELS
 from swindow.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
+
+ListOfClasses = Literal["imagenet1k", "imagenet21k", "imagenet22k", "coco_by_id", "coco_from_1"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,7 +45,7 @@ class NamedWeights:
     """Identifier of the licence that the weights are under."""
     sha256: str | None = None
     """SHA-256 of the file or its first digits, where published beforehand; the hub tells its own at download."""
-    classes: Literal["imagenet1k", "imagenet21k", "imagenet22k"] | None
+    classes: ListOfClasses | None
     """The list in `swindow.classes` that the head is for; None: it has no head, or a file beside it names them."""
     preprocess: Preprocess
     """How its pixels are prepared."""
@@ -162,11 +165,7 @@ _NO_VARIANT: Mapping[str, tuple[str, dict[str, Any]]] = {
     "vit_small_32_384": ("vit_small_384", {"patch": 32}),
     "vit_base_8": ("vit_base", {"patch": 8}),
 }
-_LISTS: Mapping[str, Literal["imagenet1k", "imagenet21k", "imagenet22k"]] = {
-    "in1k": "imagenet1k",
-    "in21k": "imagenet21k",
-    "in22k": "imagenet22k",
-}
+_LISTS: Mapping[str, ListOfClasses] = {"in1k": "imagenet1k", "in21k": "imagenet21k", "in22k": "imagenet22k"}
 
 
 def _entry(
@@ -248,6 +247,25 @@ def _of_openmmlab(table: str, **facts: Any) -> Iterator[NamedWeights]:
                 size=(512, 512), mean=IMAGENET_MEAN, std=IMAGENET_STD, fit="short", interpolation="bilinear"
             ),
             **facts,
+        )
+
+
+def _detectors(table: str) -> Iterator[NamedWeights]:
+    """Rows of: name, torchvision's name or a repository on the hub, file. Names of classes are COCO's by number."""
+    for row in table.strip().splitlines():
+        name, source, file = row.split()
+        hub = "/" in source
+        yield NamedWeights(
+            name=name,
+            variant=name.split(".")[0],
+            fields={"transformer_heads": 8} if hub else {},
+            source=source if hub else f"{source}.COCO_V1",
+            file=file,
+            format="huggingface" if hub else "torchvision",
+            licence="apache-2.0" if hub else "bsd-3-clause",
+            sha256=None if hub else file.rpartition("-")[2].removesuffix(".pth"),
+            classes="coco_from_1" if name.startswith("mask_rcnn") else "coco_by_id",
+            preprocess=usual_for_objects(3),
         )
 
 
@@ -367,6 +385,14 @@ upernet_swin_small.mmseg_ade20k      upernet-swin-small  model.safetensors
 upernet_swin_base_384.mmseg_ade20k   upernet-swin-base   model.safetensors
 upernet_swin_large_384.mmseg_ade20k  upernet-swin-large  model.safetensors
 """
+_DETECTORS = """
+mask_rcnn_resnet_50.tv_coco        MaskRCNN_ResNet50_FPN_Weights      maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth
+mask_rcnn_resnet_50.tv_coco_boxes  FasterRCNN_ResNet50_FPN_Weights    fasterrcnn_resnet50_fpn_coco-258fb6c6.pth
+retinanet_resnet_50.tv_coco        RetinaNet_ResNet50_FPN_Weights     retinanet_resnet50_fpn_coco-eeacb38b.pth
+retinanet_resnet_50.tv_coco_v2     RetinaNet_ResNet50_FPN_V2_Weights  retinanet_resnet50_fpn_v2_coco-5905b1c5.pth
+detr_resnet50.fb_coco              facebook/detr-resnet-50            model.safetensors
+detr_resnet101.fb_coco             facebook/detr-resnet-101           model.safetensors
+"""
 _HALVES = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 
 NAMED: Mapping[str, NamedWeights] = {
@@ -378,5 +404,6 @@ NAMED: Mapping[str, NamedWeights] = {
         *_of_torchvision(_TORCHVISION_SWIN),
         *_of_torchvision(_TORCHVISION_VIT, interpolation="bilinear"),
         *_of_openmmlab(_OPENMMLAB, licence="mit"),
+        *_detectors(_DETECTORS),
     )
 }

@@ -3,7 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -14,7 +14,7 @@ from swindow.checkpoints.tables import State, Table, renamed
 from swindow.errors import CheckpointError
 
 OTHER_PARTS = re.compile(
-    r"(\w+\.)?(embeddings\.|encoder\.)?mask_token$|decoder\.|(vit|deit|swin|swinv2)\.pooler\.|pooler\."
+    r"(\w+\.)?(embeddings\.|encoder\.)?mask_token$|decoder\.|data_preprocessor\.|(vit|deit|swin|swinv2)\.pooler\.|pooler\."
 )
 
 
@@ -44,6 +44,10 @@ class Format:
     """For a backbone's config: what stands before all names but the head's; optional when reading."""
     small_maps: SmallMaps = "pad"
     """What the published class does where a map is no larger than the window."""
+    convention: Literal["openmmlab", "torchvision"] = "openmmlab"
+    """Whose details its detectors have, where two sets of them are published."""
+    norm_eps: float | None = 1e-5
+    """What a ResNet's norms add to the variance there; None where its files differ and do not tell."""
     buffers: Callable[[Any], State] | None = None
     """What the published class stores besides parameters, under our names."""
     headless: bool = False
@@ -80,7 +84,9 @@ class Format:
         Raises:
             CheckpointError: this format cannot express the model.
         """
-        self._refuse(config, head)
+        refusal = self.refusal(config, head)
+        if refusal is not None:
+            raise CheckpointError(f"{self.name} {refusal}; choose another format")
         new = {name: x for name, x in state.items() if not (self.headless and name.startswith("head."))}
         for rule in reversed(self.rules):
             new = rule.write(new)
@@ -114,22 +120,18 @@ class Format:
         name = name.removeprefix(self.outer).removeprefix(self.prefix)
         return re.sub(r"^(swin|swinv2|vit|deit)\.", "", name) if self.inner is not None else name
 
-    def _refuse(self, config: Any, head: Any) -> None:
+    def refusal(self, config: Any, head: Any) -> str | None:
+        """Why this format cannot express a model with these configs of backbone and head, behind its name."""
         for field, values in self.allowed.items():
             given = getattr(config, field, getattr(head, field, values[0]))
             if given not in values:
-                some = " or ".join(map(repr, values))
-                raise CheckpointError(
-                    f"{self.name} has {field} {some}; this model has {given!r}; choose another format"
-                )
+                return f"has {field} {' or '.join(map(repr, values))}; this model has {given!r}"
         if self.one_window and hasattr(config, "windows"):
             asked = windows_of_stages(config.window, None, len(config.depths))
             trained = getattr(config, "pretrained_windows", ())
             if len({side for window in asked for side in window}) > 1 or any(h != w for h, w in trained):
-                raise CheckpointError(f"{self.name} has one square window for all stages; this model has {asked}")
-        objection = self.objection(config, head) if self.objection is not None else None
-        if objection is not None:
-            raise CheckpointError(f"{self.name} {objection}; choose another format")
+                return f"has one square window for all stages; this model has {asked}"
+        return self.objection(config, head) if self.objection is not None else None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,10 +12,11 @@ from swindow.backbones import ViTConfig
 from swindow.backbones.windowed import WindowedConfig
 from swindow.checkpoints.containers import Container, read_container
 from swindow.checkpoints.describing import describe
+from swindow.checkpoints.detectors import classes_of_coco
 from swindow.checkpoints.evidence import Evidence
 from swindow.checkpoints.facts import Facts, facts_of, facts_of_meta, usual_for_maps, usual_preprocess
 from swindow.checkpoints.fitting import Weights, fit
-from swindow.checkpoints.formats import FORMATS, recognise
+from swindow.checkpoints.formats import FORMATS, recognise, refused
 from swindow.checkpoints.hub import NamedWeights, resolve
 from swindow.checkpoints.layouts import Format, Reading
 from swindow.checkpoints.own import Card, find_weights, is_own, read_card, read_own
@@ -145,6 +146,9 @@ def _published(entry: NamedWeights, container: Container) -> Facts:
 
 
 def _theirs(container: Container, fields: Mapping[str, Any], facts: Facts) -> Opened:
+    refusal = refused(container.tensors)
+    if refusal is not None:
+        raise CheckpointError(f"{container.path}: {refusal}")
     form = recognise(container.tensors)
     if form is None:
         some = ", ".join(list(container.tensors)[:3])
@@ -198,6 +202,8 @@ def _found_out(
     data = facts_of_meta(container.meta)
     classes, colours = facts.classes or data.classes, facts.colours or data.colours
     count = config.head.num_classes
+    if classes is None and (classes := classes_of_coco(config, form)) is not None:
+        evidence.assumed.append(f"COCO's names, since the head has {count} classes as in the published weights")
     return Card(
         model=config,
         preprocess=preprocess,
@@ -209,17 +215,21 @@ def _found_out(
 def _usual(config: ModelConfig, evidence: Evidence) -> Preprocess:
     """How pixels are prepared where nothing tells it, which is noted as assumed."""
     made_for, head = getattr(config.backbone, "image_size", 224), config.head.kind
-    evidence.assumed.append(_USUAL[head])
+    evidence.assumed.append(_USUAL.get(head, _USUAL_OF_DETECTORS))
     if head == "classifier":
         return usual_preprocess(made_for, config.in_channels)
     return usual_for_maps(head, made_for, config.in_channels)
 
+
+_LAYERS = ("encoder_layers", "decoder_layers", "box_convs", "box_linears", "mask_convs", "tower", "extra_levels")
+"""Fields of a detector's head that say how many layers of a kind it has."""
 
 _USUAL = {
     "classifier": "ImageNet's mean and deviation, bicubic resizing",
     "upernet": "ImageNet's mean and deviation, the short side made 512 pixels bilinearly",
     "unet": "values in 0..1, grey ones in every channel, pictures stretched to the image size",
 }
+_USUAL_OF_DETECTORS = "ImageNet's mean and deviation, the short side made 800 pixels and the long one 1,333 at most"
 
 
 def _with(card: Card, fields: Mapping[str, Any]) -> Card:
@@ -260,6 +270,7 @@ def _check_size(opened: Opened) -> None:
     told = f"{opened.weights.path}: its description is of a model far larger than its weights; the file is unusable"
     head: Any = opened.card.model.head
     blocks = sum(config.depths) + sum(getattr(head, "decoder_depths", ())) + len(getattr(head, "pools", ()))
+    blocks += (1 + sum(getattr(head, name, 0) for name in _LAYERS)) * len(getattr(head, "overlaps", (1,)))
     if blocks > len(opened.weights.state) or max(config.channels) > max(held, 1):
         raise CheckpointError(told)
     try:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Mapping
 
 from torch import Tensor
 
+from swindow.errors import CheckpointError
+
 _NUMBER = re.compile(r"\{(\d*)([ijk])([+-]\d+)?\}")
 State = dict[str, Tensor]
 Rename = Callable[[str], str | None]
@@ -43,6 +45,23 @@ def renamed(state: Mapping[str, Tensor], rename: Rename) -> tuple[State, tuple[s
     names = {name: rename(name) for name in state}
     found = {new: state[name] for name, new in names.items() if new is not None}
     return found, tuple(name for name, new in names.items() if new is None)
+
+
+def needed(state: State, name: str) -> Tensor:
+    """A tensor that every model of the kind has.
+
+    Raises:
+        CheckpointError: the file lacks it.
+    """
+    if name not in state:
+        raise CheckpointError(f"{name} is missing from the file; it is not a whole model")
+    return state[name]
+
+
+def parts(state: State, path: str) -> int:
+    """How many parts a list of them has, by the highest number."""
+    numbers = (re.match(rf"{re.escape(path)}\.(\d+)\.", name) for name in state)
+    return max((int(match[1]) + 1 for match in numbers if match), default=0)
 
 
 def joined(*tables: Iterable[tuple[str, str]]) -> Table:

@@ -1,6 +1,7 @@
-"""The class names of ImageNet, in the order of published heads; where they come from is in the README beside this file.
+"""Class names of ImageNet and COCO, in the order of published heads; where they are from is in the README beside this.
 
-Every class is a WordNet noun with an id of its own, its synset; all lists are sorted by it.
+Every class of ImageNet is a WordNet noun with an id of its own, its synset; all lists are sorted by it. COCO's 80 have
+the numbers 1 to 90, of which ten name nothing.
 """
 
 import functools
@@ -11,6 +12,8 @@ from typing import NamedTuple
 from swindow.errors import UnknownName
 
 LISTS = {"imagenet1k": "1", "imagenet22k": "2", "imagenet21k": "g"}
+NOTHING = "N/A"
+"""What a number that COCO never gave to a class is called, in every published list."""
 _TEDDY, _CHEMISE = "n04399382", "n03013580"
 
 
@@ -36,15 +39,35 @@ def imagenet21k() -> tuple[str, ...]:
     return _names("g")
 
 
+@functools.cache
+def coco() -> tuple[str, ...]:
+    """Names of COCO's 80 classes of objects in the order of their numbers, as in OpenMMLab's heads."""
+    return tuple(name for name in coco_by_id() if name != NOTHING)
+
+
+@functools.cache
+def coco_by_id() -> tuple[str, ...]:
+    """The same where each stands at its own number, 0 to 90, as in DETR's heads; the others are ``N/A``."""
+    lines = files(__name__).joinpath("coco.tsv").read_text(encoding="utf-8").splitlines()
+    named = {int(number): name for number, name in (line.split("\t") for line in lines)}
+    return tuple(named.get(number, NOTHING) for number in range(max(named) + 1))
+
+
+def coco_from_1() -> tuple[str, ...]:
+    """The same from number 1 on, as in torchvision's heads, whose number 0 is background."""
+    return coco_by_id()[1:]
+
+
 def class_names(name: str) -> tuple[str, ...]:
-    """The names of ``imagenet1k``, ``imagenet21k`` or ``imagenet22k``.
+    """The names of ``imagenet1k``, ``imagenet21k``, ``imagenet22k``, ``coco``, ``coco_by_id`` or ``coco_from_1``.
 
     Raises:
         UnknownName: no such list.
     """
-    if name not in LISTS:
-        raise UnknownName("list of classes", name, LISTS)
-    return _names(LISTS[name])
+    others = {"coco": coco, "coco_by_id": coco_by_id, "coco_from_1": coco_from_1}
+    if name not in LISTS and name not in others:
+        raise UnknownName("list of classes", name, [*LISTS, *others])
+    return others[name]() if name in others else _names(LISTS[name])
 
 
 @functools.cache

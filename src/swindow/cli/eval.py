@@ -12,7 +12,9 @@ import numpy as np
 from swindow.checkpoints.files import write_atomic
 from swindow.cli.arguments import Positional
 from swindow.cli.runs import parse_as_in_run
+from swindow.data import Annotated as WithObjects
 from swindow.data import Images, Scenes
+from swindow.data.annotations import ObjectConfig
 from swindow.data.masks import MaskConfig
 from swindow.errors import ConfigError
 from swindow.evaluation import SegmentationEvaluation, evaluate, open_split
@@ -26,6 +28,12 @@ from swindow.reporting import write_evaluation
 from swindow.sliding import Segmenter, Views
 
 SHEET = "sheet.png"
+_TABLES = {"views": Views, "masks": MaskConfig, "objects": ObjectConfig}
+_DOES = {
+    "classify": "names the class of an image, not of its pixels",
+    "segment": "names the class of every pixel and finds no objects",
+    "detect": "finds objects in whole pictures",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +47,7 @@ class Eval:
     split: str = ""
     """train, val or test; empty for test where there is one, else val."""
     batch: int = 64
-    """Images per forward pass of a classifier; of a segmenter see views.batch."""
+    """Images per forward pass of a classifier, and at most of a detector; of a segmenter see views.batch."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
     out: Path | None = None
@@ -50,14 +58,19 @@ class Eval:
     """How a segmenter looks at a picture; by default as in training."""
     masks: MaskConfig = MaskConfig()
     """How the masks to compare with are read; by default as in training."""
+    objects: ObjectConfig = ObjectConfig()
+    """What is done with boxes to compare with that are not as they should be; by default as in training."""
+    threshold: float | None = None
+    """Score in 0..1 from which a detector's objects are counted as hits and false alarms; by default the one with the
+    best F1. Average precision needs none."""
 
 
 def eval_command(words: list[str]) -> int:
     """Judge a trained model on a split of a data set."""
-    asked = parse_as_in_run(Eval, words, prog="swindow eval", kinds={"views": Views, "masks": MaskConfig})
+    asked = parse_as_in_run(Eval, words, prog="swindow eval", kinds=_TABLES)
     progress = watcher()
     model = ready(asked.run, device=asked.device)
-    _refuse_for_classifier(model, views=asked.views, masks=asked.masks)
+    _refuse_for_other_tasks(model, asked)
     split, images = open_split(
         model,
         asked.run,
@@ -65,10 +78,18 @@ def eval_command(words: list[str]) -> int:
         split=asked.split or None,
         limits=ImageLimits(max_pixels=asked.max_pixels),
         masks=asked.masks,
+        objects=asked.objects,
         progress=progress,
     )
     evaluation = evaluate(
-        model.model, images, split=split, batch=asked.batch, workers=-1, views=asked.views, progress=progress
+        model.model,
+        images,
+        split=split,
+        batch=asked.batch,
+        workers=-1,
+        views=asked.views,
+        threshold=asked.threshold,
+        progress=progress,
     )
     print(evaluation.table())
     if asked.out is not None and asked.out.suffix.lower() == ".json":
@@ -79,20 +100,24 @@ def eval_command(words: list[str]) -> int:
     return 0
 
 
-def _refuse_for_classifier(model: ReadyModel, **given: Any) -> None:
-    """What only a segmenter takes is not quietly left aside."""
-    wrong = [f"--{name}" for name, value in given.items() if value != type(value)()]
-    if model.model.task != "segment" and wrong:
-        name = model.model.config.name
-        raise ConfigError(f"{name} names the class of an image, not of its pixels: it takes no {' and '.join(wrong)}")
+def _refuse_for_other_tasks(model: ReadyModel, asked: Any) -> None:
+    """What only another kind of model takes is not quietly left aside."""
+    takes = {"classify": (), "segment": ("views", "masks"), "detect": ("objects", "threshold")}[model.model.task]
+    usual = {name: kind() for name, kind in _TABLES.items()} | {"threshold": None}
+    wrong = [f"--{name}" for name, value in usual.items() if name not in takes and getattr(asked, name) != value]
+    if wrong:
+        raise ConfigError(f"{model.model.config.name} {_DOES[model.model.task]}: it takes no {' and '.join(wrong)}")
 
 
-def _write_folder(asked: Eval, model: ReadyModel, evaluation: Any, images: Images | Scenes) -> list[Path]:
-    """The page, its tables and figures; of a segmenter also a sheet of pictures. What was written."""
+def _write_folder(asked: Eval, model: ReadyModel, evaluation: Any, images: Images | Scenes | WithObjects) -> list[Path]:
+    """The page, its tables and figures, and a sheet of pictures unless it is a classifier's. What was written."""
     folder = Path(asked.out or "")
     facts = {"model": model.model.config.name, "data": asked.data or settings_of(asked.run).get("data", "")}
-    if not isinstance(images, Scenes):
+    if isinstance(images, Images):
         return [write_evaluation(folder, evaluation, images, facts=facts)]
+    if isinstance(images, WithObjects):
+        page = write_evaluation(folder, evaluation, images, lambda row: model.detect(images.read(row))[0], facts)
+        return [page, folder / SHEET]
     segmenter = Segmenter(model, asked.views)
 
     @functools.cache  # the page and the sheet show the same few

@@ -12,7 +12,8 @@ from swindow.explanation import explain
 class Explain:
     """Show what a model looks at in an image: stitched window attention, a point's view, Grad-CAM.
 
-    Of a segmenter, why the pixel at the point is of its class.
+    Of a segmenter, why the pixel at the point is of its class; of a detector, why an object was found, and of a DETR
+    what its query attends to.
     """
 
     run: Annotated[str, Positional]
@@ -22,11 +23,15 @@ class Explain:
     out: Path = Path("explanation")
     """Folder for the pictures and index.html."""
     point: tuple[int, int] | None = None
-    """x and y of the pixel to follow; by default where Grad-CAM is strongest, of a segmenter within the target."""
+    """x and y of the pixel to follow; by default where Grad-CAM is strongest, of a segmenter within the target. Of a
+    detector, a pixel in the object to explain."""
     target: str | None = None
     """The class to explain; the predicted one by default."""
-    stage: int = -1
-    """The stage whose map Grad-CAM weighs, from 0; negative counts from the end."""
+    object: int | None = None
+    """Of a detector, which object to explain, by rank: 0 is the surest, with a target of that class."""
+    stage: int | None = None
+    """The stage whose map Grad-CAM weighs, from 0; negative counts from the end. By default the last, or of a detector
+    with a feature pyramid that which has most of the evidence."""
     region: bool = False
     """Of a segmenter, explain all pixels of the target, not the point's alone."""
     size: str | None = None
@@ -43,6 +48,7 @@ def explain_command(words: list[str]) -> int:
         asked.image,
         point=asked.point,
         target=asked.target,
+        object=asked.object,
         stage=asked.stage,
         region=asked.region,
         size=asked.size,

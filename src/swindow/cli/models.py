@@ -14,9 +14,13 @@ from swindow.counting import count, stage_table
 from swindow.errors import UnknownName
 from swindow.model import Model, build, models
 
-USUAL = {"classify": 224, "upernet": 512, "unet": 224}  # pixels: what models are counted at when nobody says
+USUAL = {"classify": (224, 224), "upernet": (512, 512), "unet": (224, 224), "detr": (800, 1066)}
+DETECTED = (800, 1280)
+"""Height and width in pixels that models are counted at when nobody says; detectors, as papers count them."""
 NAMED = ("swin_unet", "swin_unet_v2", *(f"upernet_swin_{size}" for size in ("tiny", "small", "base", "large")))
 """Segmentation models that are listed without a pattern; there is one for every backbone and each of two heads."""
+FINDERS = ("mask_rcnn", "cascade_mask_rcnn", "retinanet", "detr")
+"""Heads of detectors: before any backbone's name, each makes a model."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,9 +30,10 @@ class Info:
     name: Annotated[str, Positional]
     """A model's name, a run folder, anyone's weights or a published name."""
     size: tuple[int, ...] = ()
-    """Height and width, or one number for a square; the run's own, or 224, by default."""
+    """Height and width, or one number for a square; by default the run's own, or what models of its kind are usually
+    counted at."""
     classes: int | None = None
-    """Number of classes, for a model by name; by default 1,000, of a UPerNet 150 and of a U-Net 9."""
+    """Number of classes, for a model by name; by default 1,000, of a UPerNet 150, of a U-Net 9 and of a detector 80."""
     channels: int = 3
     """Image channels, for a model by name."""
 
@@ -38,7 +43,7 @@ class Models:
     """The models that match a shell pattern, with their size; without one, backbones and well-known segmenters."""
 
     pattern: Annotated[str, Positional] = ""
-    """Such as swin_*, upernet_* or '*' for all."""
+    """Such as swin_*, upernet_*, mask_rcnn_swin_* or '*' for all."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +93,9 @@ def models_command(words: list[str]) -> int:
         print("\nto segment:")
         _list(NAMED)
         print("and any of the first list after upernet_ or unet_: swindow models 'upernet_*' lists them")
+        print("\nto find objects:")
+        print(f"any of the first list after {', '.join(f'{head}_' for head in FINDERS[:-1])} or {FINDERS[-1]}_,")
+        print("detr_resnet50 and detr_resnet101: swindow models 'mask_rcnn_swin_*' lists some with their size")
     return 0
 
 
@@ -106,7 +114,9 @@ def _list(names: Iterable[str]) -> None:
         model = _model_to_count(name, None, 3)
         size = _made_for(model)
         counts = count(model, size)
-        print(f"{name:24} {counts.parameters / 1e6:6.1f} M parameters  {counts.macs / 1e9:7.2f} G MACs at {size[0]} px")
+        side = f"{size[0]}" if size[0] == size[1] else f"{size[0]}x{size[1]}"
+        macs = f"{counts.macs / 1e9:7.2f} G MACs at {side} px"
+        print(f"{name:24} {counts.parameters / 1e6:6.1f} M parameters  {macs}", flush=True)
 
 
 def _model_to_count(name: str, classes: int | None, channels: int) -> Model:
@@ -128,7 +138,7 @@ def _size_to_count(asked: tuple[int, ...], model: Model) -> tuple[int, int]:
 
 def _made_for(model: Model) -> tuple[int, int]:
     """Height and width of the images that a variant is made for."""
-    kind = "classify" if model.task == "classify" else model.config.head.kind
-    usual = USUAL[kind]
-    size = getattr(model.backbone.config, "image_size", usual) if model.task == "classify" else usual
-    return (size, size) if isinstance(size, int) else size
+    if model.task == "classify":
+        size = getattr(model.backbone.config, "image_size", USUAL["classify"])
+        return (size, size) if isinstance(size, int) else size
+    return USUAL.get(model.config.head.kind, DETECTED)

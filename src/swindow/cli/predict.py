@@ -15,9 +15,10 @@ from swindow.sliding import Views
 
 @dataclasses.dataclass(frozen=True)
 class Predict:
-    """Classify or segment new images: one line each on screen, predictions.jsonl, .csv and sheet.png in --out.
+    """Classify new images, segment them or find objects: a line each on screen, predictions.jsonl, .csv and sheet.png.
 
-    A segmenter's masks (PNGs of class indices) and overlays lie there in folders of these names.
+    They lie in --out, and so do a segmenter's masks (PNGs of class indices) and overlays, in folders of these names. A
+    detector leaves overlays, and detections.json in the form of COCO's results.
     """
 
     run: Annotated[str, Positional]
@@ -28,8 +29,11 @@ class Predict:
     """Folder for the results."""
     top: int | None = None
     """Classes of a classifier to name for each image; 5 by default."""
+    threshold: float | None = None
+    """Score in 0..1 from which a detector's objects are drawn, listed and counted; 0.5 by default. detections.json has
+    all of them."""
     batch: int | None = None
-    """Images per forward pass; by default 32, and of a segmenter what views.batch says."""
+    """Images per forward pass; by default 32, of a segmenter what views.batch says, of a detector as many as fit."""
     sheet: bool = True
     """Make a contact sheet."""
     device: str = "auto"
@@ -43,7 +47,7 @@ class Predict:
 
 
 def predict_command(words: list[str]) -> int:
-    """Classes of new images, or of their pixels."""
+    """Classes of new images or of their pixels, or the objects in them."""
     asked = parse_as_in_run(Predict, words, prog="swindow predict", kinds={"views": Views})
     predictor = Predictor(
         asked.run,
@@ -55,7 +59,17 @@ def predict_command(words: list[str]) -> int:
     )
     if predictor.segmenter is not None and asked.top is not None:
         raise ConfigError("--top is for classifiers; of a segmenter, every class has its share of the picture")
+    if predictor.finds and asked.top is not None:
+        raise ConfigError("--top is for classifiers; of a detector, --threshold says which objects are listed")
     top = 5 if asked.top is None else asked.top
-    summary = predict_files(predictor, list(asked.images), asked.out, top=top, sheet=asked.sheet, progress=watcher())
+    summary = predict_files(
+        predictor,
+        list(asked.images),
+        asked.out,
+        top=top,
+        threshold=asked.threshold,
+        sheet=asked.sheet,
+        progress=watcher(),
+    )
     print(summary.text())
     return 1 if summary.failures else 0

@@ -1,12 +1,13 @@
 """``swindow train``."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, get_origin
 
 from swindow.cli.arguments import Positional, parse
 from swindow.config import from_dict, merge, read_toml
+from swindow.data.annotations import ObjectConfig
 from swindow.data.masks import MaskConfig
 from swindow.model import composition
 from swindow.recipes import configure
@@ -16,7 +17,7 @@ from swindow.training import train
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Train(TrainConfig):
-    """Train or fine-tune a classifier, or a segmenter where images have masks.
+    """Train or fine-tune a classifier, a segmenter where images have masks, or a detector where objects have boxes.
 
     The data picks a recipe, --config FILE changes it, flags have the last word.
 
@@ -25,7 +26,8 @@ class Train(TrainConfig):
 
     data: Annotated[str, Positional] = ""
     """Class folders, an IDX folder, a CSV or Parquet table, a torchvision dataset's name, or digits; images/ and masks/
-    with the same names, volumes, or ADE20K's, Cityscapes' or VOC's layout."""
+    with the same names, volumes, or ADE20K's, Cityscapes' or VOC's layout; a COCO JSON, a folder with one a split, or
+    Pascal VOC's or YOLO's folders of boxes."""
     config: Path | None = None
     """A TOML file with any of these settings; a run folder's config.toml runs it again."""
     resume: bool = False
@@ -33,7 +35,7 @@ class Train(TrainConfig):
 
 
 def train_command(words: list[str]) -> int:
-    """Train or fine-tune a classifier or segmenter."""
+    """Train or fine-tune a classifier, segmenter or detector."""
     first = parse(Train, words, prog="swindow train")
     start = _starting_point(first, words)
     # Parsed again with what recipe and file propose as defaults, so that flags have the last word. Fields start empty,
@@ -52,12 +54,20 @@ def train_command(words: list[str]) -> int:
 
 def _tuples(fields: dict[str, Any], model: str) -> dict[str, Any]:
     """Flags' values for the fields of a model: a single one for a field that takes several is one of them."""
-    parts = composition(model)
-    plural = {field.name: get_origin(field.type) is tuple for part in parts for field in dataclasses.fields(part)}
+    plural = {name for part in composition(model) for name in _plural(part)}
     return {
-        name: (value,) if plural.get(name) and not isinstance(value, (tuple, list)) else value
+        name: (value,) if name in plural and not isinstance(value, (tuple, list)) else value
         for name, value in fields.items()
     }
+
+
+def _plural(config: Any, prefix: str = "") -> Iterator[str]:
+    """Names of the fields that take several values, also within fields, as in ``regions.scales``."""
+    for field in dataclasses.fields(config):
+        if get_origin(field.type) is tuple:
+            yield prefix + field.name
+        elif dataclasses.is_dataclass(inner := getattr(config, field.name)):
+            yield from _plural(inner, f"{prefix}{field.name}.")
 
 
 def _values(config: TrainConfig) -> dict[str, Any]:
@@ -76,8 +86,8 @@ def _starting_point(first: Any, words: list[str]) -> TrainConfig:
     if first.resume and (first.out or given.get("out")) and own.exists():
         return merge(from_dict(TrainConfig, read_toml(own)), given)
     flags = _explicit(words, first)
-    masks = {**given.get("masks", {}), **flags.pop("masks", {})}
-    given |= flags | ({"masks": masks} if masks else {})
+    tables = {name: {**given.get(name, {}), **flags.pop(name, {})} for name in _FOLLOWED_TABLES}
+    given |= flags | {name: table for name, table in tables.items() if table}
     return configure(**{**given, "data": first.data or given.get("data", "")})
 
 
@@ -86,17 +96,22 @@ def _explicit(words: list[str], first: Train) -> dict[str, Any]:
 
     What is the same when the words are parsed with other defaults was not a default, but given.
     """
-    changed: dict[str, Any] = {name: getattr(_OTHER, name) for name in (*_FOLLOWED, "masks")}
+    changed: dict[str, Any] = {name: getattr(_OTHER, name) for name in (*_FOLLOWED, *_FOLLOWED_TABLES)}
     other = parse(Train, words, prog="swindow train", default=dataclasses.replace(Train(), **changed))
-    masks = _same(first.masks, other.masks, [field.name for field in dataclasses.fields(MaskConfig)])
-    return _same(first, other, _FOLLOWED) | ({"masks": masks} if masks else {})
+    tables = {name: _same_entries(getattr(first, name), getattr(other, name)) for name in _FOLLOWED_TABLES}
+    return _same(first, other, _FOLLOWED) | {name: table for name, table in tables.items() if table}
 
 
 def _same(one: Any, other: Any, names: Iterable[str]) -> dict[str, Any]:
     return {name: getattr(one, name) for name in names if getattr(one, name) == getattr(other, name)}
 
 
+def _same_entries(one: Any, other: Any) -> dict[str, Any]:
+    return _same(one, other, [field.name for field in dataclasses.fields(one)])
+
+
 _FOLLOWED = ("task", "recipe", "model", "size", "channels", "weights", "seed", "val_fraction", "max_pixels")
+_FOLLOWED_TABLES = ("masks", "objects")
 _OTHER = TrainConfig(
     task="segment",
     recipe="other",
@@ -108,5 +123,6 @@ _OTHER = TrainConfig(
     val_fraction=0.2,
     max_pixels=1,
     masks=MaskConfig(ignore_index=0, reduce_zero_label=False, case="other", intensity=(0.0, 1.0), axis=1),
+    objects=ObjectConfig(outside="stop", empty="stop", malformed="drop", difficult="keep"),
 )
 """Values that differ from every default."""

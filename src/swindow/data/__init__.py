@@ -1,5 +1,7 @@
-"""Images with labels or masks: found, checked, divided, loaded and augmented."""
+"""Images with labels, masks or objects: found, checked, divided, loaded and augmented."""
 
+from swindow.data.annotated import Annotated, annotated_in_memory
+from swindow.data.annotations import ObjectConfig
 from swindow.data.checking import CheckReport, check
 from swindow.data.datasets import align_classes, open_data
 from swindow.data.duplicates import Duplicate, duplicates_across
@@ -11,14 +13,17 @@ from swindow.data.scenes import Scenes
 from swindow.data.sources import DataSource, split_changes, split_record
 
 __all__ = [
+    "Annotated",
     "CheckReport",
     "DataSource",
     "Duplicate",
     "Images",
     "MaskConfig",
+    "ObjectConfig",
     "Problem",
     "Scenes",
     "align_classes",
+    "annotated_in_memory",
     "check",
     "duplicates_across",
     "open_data",

@@ -1,5 +1,6 @@
 """Random changes to training images: torchvision's transforms on 8-bit pixels, driven by one seed a sample."""
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,9 +18,11 @@ from swindow.preprocess import Preprocess
 class AugmentConfig:
     """What may happen to a training image, in this order; the defaults change nothing."""
 
-    crop: Literal["none", "shift", "resized", "scale"] = "none"
-    """The evaluation's view; the same, moved by some pixels; a random rectangle of the picture, resized; or, with
-    masks, a rectangle of the model's size out of the picture resized at random."""
+    crop: Literal["none", "shift", "resized", "scale", "sides", "jitter"] = "none"
+    """The evaluation's view; the same, moved by some pixels; a random rectangle of the picture, resized; with masks, a
+    rectangle of the model's size out of the picture resized at random. With objects: the whole picture with a short
+    side drawn from `sides`; or large-scale jitter (arXiv 2012.07177), resized by `scale` and cut to the model's size.
+    """
     crop_scale: tuple[float, float] = (0.08, 1.0)
     """``resized``: area of the rectangle as a part of the picture's."""
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
@@ -51,18 +54,27 @@ class AugmentConfig:
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
     """Of the resized crop (antialiased)."""
     scale: tuple[float, float] = (0.5, 2.0)
-    """``scale``: smallest and largest zoom, relative to the evaluation's size."""
+    """``scale``, ``jitter``: smallest and largest zoom, relative to the evaluation's size."""
     crop_most: float = 0.75
     """``scale``: no class may fill a larger share of a crop, if ten tries find one; 1 takes the first."""
     quarter_turns: float = 0.0
-    """With masks: probability of a turn by 90, 180 or 270 degrees."""
+    """With masks or objects: probability of a turn by 90, 180 or 270 degrees."""
     elastic: float = 0.0
     """With masks: typical displacement of an elastic deformation, as a share of the shorter side (0.02 is gentle)."""
     gamma: float = 0.0
-    """With masks: brightness to the power of exp(-gamma) to exp(gamma), at random."""
+    """With masks or objects: brightness to the power of exp(-gamma) to exp(gamma), at random."""
+    sides: tuple[int, ...] = ()
+    """``sides``: short sides in pixels, one drawn for each picture; the long one is at most that of the evaluation.
+    Empty for the evaluation's size."""
+    detr_crop: float = 0.0
+    """``sides``: probability that a part of the picture is taken, and resized as if it were all: 384 to 600 pixels a
+    side of the picture with a short side of 400, 500 or 600 (arXiv 2005.12872, appendix A.4)."""
+    paste: float = 0.0
+    """Copy-paste (arXiv 2012.07177): probability that objects of another picture are put on this one, by their masks.
+    """
 
     def __post_init__(self) -> None:
-        for name in ("hflip", "vflip", "erasing", "mix_prob", "quarter_turns"):
+        for name in ("hflip", "vflip", "erasing", "mix_prob", "quarter_turns", "detr_crop", "paste"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"augment {name} is {getattr(self, name)}; a probability lies in 0..1")
         for name in ("shift", "randaugment_ops", "mixup", "cutmix"):
@@ -70,10 +82,12 @@ class AugmentConfig:
                 raise ConfigError(f"augment {name} is {getattr(self, name)}; it must not be negative")
         self._check_choices()
         self._check_ranges()
+        self._check_pixel_tasks()
 
     def _check_choices(self) -> None:
-        if self.crop not in ("none", "shift", "resized", "scale"):
-            raise ConfigError(f"augment crop {self.crop!r} is not one of none, shift, resized, scale")
+        crops = ("none", "shift", "resized", "scale", "sides", "jitter")
+        if self.crop not in crops:
+            raise ConfigError(f"augment crop {self.crop!r} is not one of {', '.join(crops)}")
         if self.shift_fill not in ("zero", "reflect"):
             raise ConfigError(f"augment shift_fill {self.shift_fill!r} is not one of zero, reflect")
         if self.interpolation not in ("bilinear", "bicubic"):
@@ -90,6 +104,8 @@ class AugmentConfig:
             raise ConfigError(f"augment crop_scale {self.crop_scale} is not a range within (0, 1]")
         if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
             raise ConfigError(f"augment crop_ratio {self.crop_ratio} is not a range above 0")
+
+    def _check_pixel_tasks(self) -> None:
         if not 0 < self.scale[0] <= self.scale[1] <= 100:
             raise ConfigError(f"augment scale {self.scale} is not a range within (0, 100]")
         if not 0 < self.crop_most <= 1:
@@ -98,6 +114,11 @@ class AugmentConfig:
             raise ConfigError(f"augment elastic is {self.elastic}; it is a share of the side, in 0..0.25")
         if not 0 <= self.gamma <= 2:
             raise ConfigError(f"augment gamma is {self.gamma}; it lies in 0..2")
+        if self.sides and min(self.sides) < 1:
+            raise ConfigError(f"augment sides {self.sides} are not numbers of pixels, at least 1")
+        if self.crop != "sides" and (self.sides or self.detr_crop):
+            name = "sides" if self.sides else "detr_crop"
+            raise ConfigError(f"augment {name} is {getattr(self, name)}, but crop is {self.crop!r}; set crop = 'sides'")
 
     @property
     def mixes(self) -> bool:
@@ -109,10 +130,10 @@ class Augment:
     """A config made to act: the result is a function of the pixels and the seed, whatever else is drawn elsewhere."""
 
     def __init__(self, config: AugmentConfig, preprocess: Preprocess) -> None:
-        needs_masks = [name for name in ("quarter_turns", "elastic", "gamma") if getattr(config, name)]
-        if config.crop == "scale" or needs_masks:
-            field = needs_masks[0] if needs_masks else "crop = 'scale'"
-            raise ConfigError(f"augment {field} is for pictures with masks; leave it out for classification")
+        needs_masks = [name for name in ("quarter_turns", "elastic", "gamma", "paste") if getattr(config, name)]
+        if config.crop in ("scale", "sides", "jitter") or needs_masks:
+            field = needs_masks[0] if needs_masks else f"crop = {config.crop!r}"
+            raise ConfigError(f"augment {field} is for pictures with masks or objects; leave it out for classification")
         self.config = config
         self.preprocess = preprocess
         self._crop = _resized_crop(config, preprocess)
@@ -174,6 +195,15 @@ def seeded(transform: Any, image: Any, seed: int) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would also reset the accelerator's
         return transform(image)
+
+
+def brightened(pixels: UInt8[Tensor, "*B C h w"], gamma: float, draw: float) -> UInt8[Tensor, "*B C h w"]:
+    """Brightness to the power that `draw` in [0, 1) chooses between exp(-gamma) and exp(gamma)."""
+    if not gamma:
+        return pixels
+    power = math.exp(gamma * (2 * draw - 1))
+    table = torch.linspace(0, 1, 256, dtype=torch.float64).pow_(power).mul_(255).round_().to(torch.uint8)
+    return table[pixels.int()]
 
 
 def _resized_crop(config: AugmentConfig, preprocess: Preprocess) -> Any:

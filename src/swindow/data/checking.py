@@ -1,6 +1,6 @@
 """Everything that is wrong with a data source, all of it at once: every image is decoded, every label looked at.
 
-What can be wrong with masks and volumes is in `swindow.data.scene_checking`.
+What can be wrong with masks and volumes is in `swindow.data.scene_checking`; with objects, their readers say it.
 """
 
 from collections import Counter
@@ -12,11 +12,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from swindow.data.annotations import AnnotationError, ObjectConfig
 from swindow.data.datasets import Task, take_inventory
+from swindow.data.detection import find_objects, pool_objects, read_objects
 from swindow.data.duplicates import Item, across, same_content
 from swindow.data.inventory import Inventory, Problem
 from swindow.data.layouts import Pair, SceneInventory
 from swindow.data.masks import MaskConfig, SceneError
+from swindow.data.object_checking import shown_by, unfilled
+from swindow.data.object_layouts import ObjectPlaces
 from swindow.data.processes import context, start_quietly
 from swindow.data.scene_checking import Examiner, Finding, axis_problems, case_problems, common_problems
 from swindow.data.segmentation import choose_legend, find_scenes
@@ -46,7 +50,9 @@ class CheckReport:
     images: dict[str, int]
     """Images of each split, readable or not."""
     classes: dict[str, int]
-    """Images of each class, over all splits; those that show any of it, where they have masks."""
+    """Images of each class, over all splits; those that show any of it, where they have masks or objects."""
+    notes: str = ""
+    """What is no fault, and yet to be known: images without an object."""
 
     @property
     def counts(self) -> dict[str, int]:
@@ -57,6 +63,7 @@ class CheckReport:
         """The report as lines: one a problem, then the sums."""
         images = ", ".join(f"{split} {count:,}" for split, count in self.images.items())
         head = f"{self.source}: {len(self.classes)} classes, images: {images or 'none'}"
+        head += f"; {self.notes}" if self.notes else ""
         if not self.problems:
             return f"{head}\nno problems"
         sums = ", ".join(f"{kind} {count:,}" for kind, count in self.counts.items())
@@ -73,6 +80,7 @@ def check(
     progress: Watcher | None = None,
     task: Task = "auto",
     masks: MaskConfig = MaskConfig(),
+    objects: ObjectConfig = ObjectConfig(),
 ) -> CheckReport:
     """Decode every image and list every problem: kind, place, and one line with the reason and what to do.
 
@@ -84,9 +92,17 @@ def check(
     ``rgb-mask``, ``bad-mask``, ``palette``, ``all-ignore``, ``empty-mask``, ``unused-class``, ``no-classes``,
     ``no-case``, ``case-across-splits``; with volumes ``axis-order``, ``not-finite`` and ``other-spacing``.
 
+    With objects also: ``bad-json``, ``bad-xml``, ``forbidden-xml``, ``bad-text``, ``bad-image``, ``bad-annotation``,
+    ``bad-mask``, ``missing-mask``, ``empty-mask``, ``empty-box``, ``outside-box``, ``unknown-image``,
+    ``unknown-category``, ``duplicate-image-id``, ``duplicate-annotation-id``, ``duplicate-category``,
+    ``missing-size``, ``other-size``, ``turned-size``. `objects` says which of them training would refuse.
+
     Raises:
         DataError: the source cannot be read at all.
     """
+    places = find_objects(source, task=task)
+    if places is not None:
+        return _check_objects(source, places, objects, limits, workers, progress)
     scenes = find_scenes(source, task=task)
     if scenes is not None:
         return _check_scenes(source, scenes, masks, limits, workers, progress)
@@ -172,6 +188,35 @@ def _check_scenes(
         problems=(*problems, *_leaks(same_content(items, apart=True))),
         images={split: len(rows) for split, rows in found.splits.items()},
         classes=counts,
+    )
+
+
+def _check_objects(
+    source: str | Path,
+    places: ObjectPlaces,
+    config: ObjectConfig,
+    limits: ImageLimits,
+    workers: int,
+    progress: Watcher | None,
+) -> CheckReport:
+    """The same for pictures with objects."""
+    try:
+        found = read_objects(places, config, limits, most=None)
+    except AnnotationError as error:
+        problem = Problem(error.kind, places.root, str(error), fatal=True)
+        return CheckReport(source=name_of(source), problems=(problem,), images={}, classes={})
+    pictures = pool_objects(found, None, limits)
+    names = list(dict.fromkeys(name for annotated in pictures.values() for name in annotated.names))
+    broken = [one for one in _each(partial(_examine, limits=limits), names, workers, progress) if one is not None]
+    unreadable = {problem.path for problem in broken if problem.kind != "absurd-aspect"}
+    items = [Item(split, name, "") for split, each in pictures.items() for name in each.names if name not in unreadable]
+    masks = [problem for annotated in pictures.values() for problem in unfilled(annotated)]
+    return CheckReport(
+        source=name_of(source),
+        problems=(*found.problems, *broken, *masks, *_leaks(same_content(items, apart=True))),
+        images={split: len(annotated) for split, annotated in pictures.items()},
+        classes=shown_by(found.classes, pictures.values()),
+        notes=found.note,
     )
 
 

@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from swindow.data.annotations import ObjectConfig
+from swindow.data.detection import ObjectInventory, find_objects, pool_objects, read_objects, typical
 from swindow.data.folders import read_folder
 from swindow.data.idx import holds_idx, read_idx
 from swindow.data.inventory import POOL, Inventory, Rows
@@ -25,7 +27,7 @@ __all__ = ["DataSource", "Images", "align_classes", "open_data", "split_changes"
 
 PROBES = 64
 
-Task = Literal["auto", "classify", "segment"]
+Task = Literal["auto", "classify", "segment", "detect"]
 
 
 def take_inventory(source: str | Path, *, limits: ImageLimits = LIMITS, root: Path | None = None) -> Inventory:
@@ -71,6 +73,7 @@ def open_data(
     for_training: bool = True,
     task: Task = "auto",
     masks: MaskConfig = MaskConfig(),
+    objects: ObjectConfig = ObjectConfig(),
     classes: Sequence[str] | None = None,
 ) -> DataSource:
     """Find the images at `source`, infer classes, channels and size, and hold out validation images if there are none.
@@ -83,6 +86,9 @@ def open_data(
     says how masks are read. There the validation split takes whole cases. Masks that no table explains hold values of
     `classes`, a model's, if these are given and could be meant.
 
+    A COCO JSON, a folder of such, Pascal VOC's XML files and YOLO's text files are for detection. `objects` says what
+    is done with annotations that are not as they should be.
+
     With ``for_training=False`` nothing but the test split of ``digits`` is held out, and a source may lack training
     images, have a single class, or classes that only other splits have: enough to judge a model on it.
 
@@ -91,8 +97,14 @@ def open_data(
     """
     if not 0 <= val_fraction < 1:
         raise ConfigError(f"val_fraction is {val_fraction}; it must be in [0, 1)")
-    if task not in ("auto", "classify", "segment"):
-        raise ConfigError(f"task {task!r} is not one of auto, classify, segment")
+    if task not in ("auto", "classify", "segment", "detect"):
+        raise ConfigError(f"task {task!r} is not one of auto, classify, segment, detect")
+    annotated = find_objects(source, task=task)
+    if annotated is not None:
+        found_objects = read_objects(annotated, objects, limits)
+        return _open_objects(
+            str(source), found_objects, channels, limits, seed, val_fraction, split_record, for_training
+        )
     scenes = find_scenes(source, task=task)
     if scenes is not None:
         pool = pool_scenes(_sound(scenes), masks, channels, limits, classes)
@@ -148,7 +160,10 @@ def align_classes(found: Sequence[str], known: Sequence[str]) -> np.ndarray:
     return np.asarray([places[name] for name in found], np.int64)
 
 
-def _sound(found: SceneInventory) -> SceneInventory:
+AnyInventory = TypeVar("AnyInventory", SceneInventory, ObjectInventory)
+
+
+def _sound(found: AnyInventory) -> AnyInventory:
     """The same, if training and judging can do with it."""
     fatal = [problem for problem in found.problems if problem.fatal]
     if fatal:
@@ -195,6 +210,46 @@ def _open_scenes(
         held_out=chosen,
         problems=tuple(found.problems),
         note=pool.note,
+    )
+
+
+def _open_objects(
+    source: str,
+    found: ObjectInventory,
+    channels: int | None,
+    limits: ImageLimits,
+    seed: int,
+    val_fraction: float,
+    record: Mapping[str, Any] | None,
+    for_training: bool,
+) -> DataSource:
+    """Pictures with objects, divided."""
+    guessed, size = typical(_sound(found), limits)
+    pooled = pool_objects(found, channels or guessed, limits)
+    splits = {("train" if split == POOL else split): annotated for split, annotated in pooled.items()}
+    if for_training and not len(splits.get("train", ())):
+        raise DataError(f"{name_of(found.root)}: there are no training images; add them under train")
+    if for_training and not splits["train"].count_objects():
+        raise DataError(f"{name_of(source)}: no training image shows an object; annotate some")
+    held_back = val_fraction if for_training else 0.0
+    chosen = divide(splits, found.root, seed=seed, val_fraction=held_back, record=record)
+    return DataSource(
+        source=source,
+        kind=found.kind,
+        task="detect",
+        classes=found.classes,
+        channels=channels or guessed,
+        image_size=size,
+        train=splits.get("train"),
+        val=splits.get("val"),
+        test=splits.get("test"),
+        split_note=note_on_splits(splits, chosen, seed, record is not None),
+        seed=seed,
+        val_fraction=val_fraction,
+        root=found.root,
+        held_out=chosen,
+        problems=tuple(found.problems),
+        note=found.note,
     )
 
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from swindow.data.annotated import Annotated
 from swindow.data.labelled import Images
 from swindow.data.scenes import Scenes, file_of
 from swindow.data.sources import DataSource
@@ -48,7 +49,9 @@ def items_of(source: DataSource) -> list[Item]:
     return [item for split, images in source.splits().items() for item in _items(split, images)]
 
 
-def _items(split: str, images: Images | Scenes) -> list[Item]:
+def _items(split: str, images: Images | Scenes | Annotated) -> list[Item]:
+    if isinstance(images, Annotated):
+        return [Item(split, name, "") for name in images.names]
     if isinstance(images, Scenes):  # by file: a volume once
         return [Item(split, file, "") for file in dict.fromkeys(map(file_of, images.names))]
     return [

@@ -4,25 +4,24 @@ Geometry and colours are torchvision's (transforms.v2, masks as ``tv_tensors.Mas
 nearest one, so that no label is ever a blend. What is random follows from one seed a sample.
 """
 
+import dataclasses
 import math
 from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Int64, UInt8
 from torch import Tensor
 
-from swindow.data.augment import AugmentConfig, colour_changes, seeded, shifted_lines
+from swindow.data.augment import AugmentConfig, brightened, colour_changes, seeded, shifted_lines
+from swindow.data.geometry import resampled, warp
 from swindow.data.seeds import uniforms
-from swindow.errors import ConfigError, DataError
-from swindow.images import LIMITS
+from swindow.errors import ConfigError
 from swindow.preprocess import Preprocess
 from swindow.shapes import IGNORE
 
 TRIES = 10
 COUNTED = 64  # rows and columns of a crop that are looked at to see which classes fill it
-WAVES = 4  # bumps of an elastic deformation along a side
 _DRAWS = 16 + 2 * TRIES
 
 
@@ -39,10 +38,12 @@ class JointAugment:
     """A config made to act on pictures with masks: the result is a function of both and the seed."""
 
     def __init__(self, config: AugmentConfig, preprocess: Preprocess) -> None:
-        """Raises ConfigError for what has no meaning with masks: RandAugment, mixup and CutMix."""
-        for name in ("randaugment_ops", "mixup", "cutmix"):
+        """Raises ConfigError for what has no meaning with masks: RandAugment, mixup, CutMix and what needs objects."""
+        for name in ("randaugment_ops", "mixup", "cutmix", "paste"):
             if getattr(config, name):
                 raise ConfigError(f"augment {name} is {getattr(config, name)}; with masks it must be 0")
+        if config.crop in ("sides", "jitter"):
+            raise ConfigError(f"augment crop {config.crop!r} is for pictures with objects; with masks choose 'scale'")
         self.config, self.preprocess = config, preprocess
         self._colour = colour_changes(config, preprocess, affine=False)
         self._mean = [float(round(255 * mean)) for mean in preprocess.mean]
@@ -121,7 +122,9 @@ class JointAugment:
         for axis, want in enumerate(inner):
             if labels.shape[axis] != want:
                 labels = labels.index_select(axis, _nearest(labels.shape[axis], want))
-        image = self._resampled(pixels[:, rows, columns], inner)
+        resized = self.config.crop == "resized"
+        how = self.config.interpolation if resized else self.preprocess.interpolation
+        image = resampled(pixels[:, rows, columns], inner, how)
         if inner == tuple(size):
             return image, labels
         canvas = image.new_tensor(self._mean)[:, None, None].expand(-1, *size).clone()
@@ -129,22 +132,6 @@ class JointAugment:
         whole = mask.new_full(size, IGNORE)
         whole[to_rows, to_columns] = labels
         return canvas, whole
-
-    def _resampled(self, image: Tensor, size: tuple[int, int]) -> Tensor:
-        from torchvision.transforms.v2 import InterpolationMode, functional
-
-        if tuple(image.shape[-2:]) == size:
-            return image
-        if image.shape[-2] * size[1] > LIMITS.max_resized_pixels:  # rows first: the largest image on the way
-            raise DataError(
-                f"resizing {image.shape[-2]} × {image.shape[-1]} pixels to {size[0]} × {size[1]} takes too many "
-                f"pixels on the way; cut the picture into parts"
-            )
-        resized = self.config.crop == "resized"
-        mode = InterpolationMode(self.config.interpolation if resized else self.preprocess.interpolation)
-        if size[1] == 1:  # 8-bit resampling is wrong for one column
-            return functional.resize(image.float(), list(size), mode).round_().clamp_(0, 255).to(torch.uint8)
-        return functional.resize(image, list(size), mode, antialias=True)
 
     def _shifted(self, pixels: Tensor, mask: Tensor, draws: np.ndarray) -> tuple[Tensor, Tensor]:
         reach, fill = self.config.shift, self.config.shift_fill
@@ -161,20 +148,13 @@ class JointAugment:
         from torchvision import tv_tensors
         from torchvision.transforms.v2 import functional
 
-        height, width = mask.shape
-        moves = _affine_moves(height, width, self.config.affine, draws)
-        if self.config.elastic:
-            moves = moves + self.config.elastic * min(height, width) * _waves(height, width, seed)
-        moves = (moves * torch.tensor([2 / width, 2 / height]))[None]
+        moves = warp((mask.shape[0], mask.shape[1]), self.config, draws[:4], seed).moves
         image = functional.elastic(tv_tensors.Image(pixels), moves, fill=self._mean)
         labels = functional.elastic(tv_tensors.Mask(mask), moves, fill=float(IGNORE))
         return image.as_subclass(Tensor), labels.as_subclass(Tensor)
 
     def _coloured(self, pixels: Tensor, draw: float, seed: int) -> Tensor:
-        if self.config.gamma:
-            power = math.exp(self.config.gamma * (2 * draw - 1))
-            table = torch.linspace(0, 1, 256, dtype=torch.float64).pow_(power).mul_(255).round_().to(torch.uint8)
-            pixels = table[pixels.int()]
+        pixels = brightened(pixels, self.config.gamma, draw)
         if self._colour is None:
             return pixels
         return seeded(self._colour, pixels, ~seed & (2**64 - 1))  # another seed than the deformation's
@@ -182,18 +162,9 @@ class JointAugment:
 
 def _scale(preprocess: Preprocess, size: tuple[int, int], height: int, width: int) -> tuple[float, float]:
     """Pixels of the input for each of the picture's, down and across, as the evaluation has it."""
-    down, across = size[0] / height, size[1] / width
     if preprocess.fit == "squash":
-        return down, across
-    if preprocess.fit == "native":
-        return preprocess.zoom, preprocess.zoom
-    if preprocess.fit == "short":
-        scale = min(size) / min(height, width)
-    elif preprocess.fit == "pad":
-        scale = min(down, across)
-    else:
-        scale = max(down, across) / preprocess.crop_ratio
-    return scale, scale
+        return size[0] / height, size[1] / width
+    return (dataclasses.replace(preprocess, size=size).scale(height, width),) * 2
 
 
 def _part(start: float, extent: float, whole: int, size: int) -> tuple[slice, slice]:
@@ -223,25 +194,3 @@ def _largest_share(mask: Tensor, window: Window) -> float:
     labels = mask.numpy()[rows.start : rows.stop : step[0], columns.start : columns.stop : step[1]]
     counts = np.bincount(labels.ravel() - IGNORE)[1:]  # IGNORE itself is the first
     return float(counts.max() / counts.sum()) if counts.any() else 1.0
-
-
-def _affine_moves(
-    height: int, width: int, affine: tuple[float, float, float], draws: list[float]
-) -> Float[Tensor, "H W 2"]:
-    """For each output pixel how far away, in pixels across and down, lies the one that it shows."""
-    degrees, move, zoom = affine
-    turn, across, down, scale = (2 * draw - 1 for draw in draws[:4])
-    angle, size = math.radians(turn * degrees), 1 + zoom * scale
-    x = torch.arange(width) - (width - 1) / 2
-    y = (torch.arange(height) - (height - 1) / 2)[:, None]
-    right, below = x - across * move * width, y - down * move * height
-    cos, sin = math.cos(angle) / size, math.sin(angle) / size
-    return torch.stack([cos * right + sin * below - x, cos * below - sin * right - y], dim=-1)
-
-
-def _waves(height: int, width: int, seed: int) -> Float[Tensor, "H W 2"]:
-    """A smooth random field with a standard deviation of about 1: normal numbers on a coarse grid, interpolated."""
-    generator = torch.Generator().manual_seed(seed)
-    coarse = torch.randn(1, 2, WAVES + 1, WAVES + 1, generator=generator)
-    fine = F.interpolate(coarse, scale_factor=8, mode="bicubic", align_corners=True)
-    return F.interpolate(fine, size=(height, width), mode="bilinear", align_corners=True)[0].permute(1, 2, 0)

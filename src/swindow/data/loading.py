@@ -1,6 +1,7 @@
 """Batches: the same pixels for the same (seed, epoch, index), whoever reads them and wherever a run was interrupted."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -8,29 +9,48 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from swindow.data.annotated import Annotated
 from swindow.data.augment import Augment
+from swindow.data.boxes import ObjectAugment
 from swindow.data.joint import JointAugment
 from swindow.data.labelled import Images
+from swindow.data.padding import PackedObjects, canvas_of, framed, packed
 from swindow.data.processes import context, cores, start_quietly
 from swindow.data.scenes import Scenes, file_of
 from swindow.data.seeds import epoch_order, sample_seed, sample_seeds
 from swindow.errors import DataError
 from swindow.images import name_of
+from swindow.objects import Frames, Objects
 from swindow.preprocess import Preprocess
 
-__all__ = ["BadImages", "Batch", "EpochBatches", "Loader", "TrainView", "eval_loader", "sample_seed", "train_loader"]
+__all__ = [
+    "AnnotatedView",
+    "BadImages",
+    "Batch",
+    "EpochBatches",
+    "Loader",
+    "TrainView",
+    "eval_loader",
+    "sample_seed",
+    "train_loader",
+]
 
 MOST_WORKERS = 8
 
 
 class Batch(NamedTuple):
-    """Images as they are before normalising: uint8 ``B C H W``, int64 indices ``B`` and labels ``B`` or ``B H W``."""
+    """Images as they are before normalising: uint8 ``B C H W``, int64 indices ``B`` and labels ``B`` or ``B H W``.
+
+    Of pictures with objects the labels are those, in a tuple; their masks are as large as the batch's images.
+    """
 
     images: Tensor
-    labels: Tensor
+    labels: Any
     indices: Tensor
     bad: list[str]
     """One line for each image that was left out because it cannot be read."""
+    frames: Frames | None = None
+    """Where the pictures lie in their images, which are padded with zeros; None where all are of one size."""
 
 
 class BadImages:
@@ -139,6 +159,54 @@ class SceneView:
         return Batch(images, labels, torch.from_numpy(indices[kept]), bad)
 
 
+class AnnotatedView:
+    """Training pictures with their objects: (epoch, index) gives one augmented pair, a list of them a batch.
+
+    Pictures of unequal sizes lie at the top left of images whose sides are multiples of `divisor`. With ``max_bad=0``
+    the first that cannot be used ends it; else batches leave such pictures out and say so.
+    """
+
+    def __init__(
+        self, annotated: Annotated, augment: ObjectAugment, seed: int, max_bad: int = 0, *, divisor: int = 32
+    ) -> None:
+        """Raises ConfigError where the augmentation needs masks that the data has not."""
+        augment.check(masks=annotated.has_masks)
+        self.annotated, self.augment, self.seed, self.max_bad = annotated, augment, seed, max_bad
+        self.divisor = divisor
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Objects]:
+        """uint8 ``C h w`` and its objects."""
+        epoch, index = key
+        return self._made(index, sample_seed(self.seed, epoch, index))
+
+    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> Batch | DataError:
+        """A batch whose labels are `PackedObjects`."""
+        return _answer(self._batch, keys)
+
+    def _batch(self, keys: Sequence[tuple[int, int]]) -> Batch:
+        epochs, indices = np.asarray(keys, np.int64).T
+        seeds = sample_seeds(self.seed, epochs, indices).tolist()
+        made = [partial(self._made, index, seed) for index, seed in zip(indices.tolist(), seeds, strict=True)]
+        done, kept, bad = _make_each(
+            made,
+            [self._files(i, seed) for i, seed in zip(indices.tolist(), seeds, strict=True)],
+            lenient=self.max_bad > 0,
+        )
+        pictures, objects = zip(*done, strict=True)
+        sizes = [(picture.shape[1], picture.shape[2]) for picture in pictures]
+        images, frames = framed(pictures, canvas_of(sizes, self.divisor, self.augment.canvas))
+        return Batch(images, packed(objects, frames.canvas), torch.from_numpy(indices[kept]), bad, frames)
+
+    def _files(self, index: int, seed: int) -> list[str]:
+        partner = self.augment.partner(seed, len(self.annotated))
+        return [self.annotated.names[place] for place in (index, partner) if place is not None]
+
+    def _made(self, index: int, seed: int) -> tuple[Tensor, Objects]:
+        partner = self.augment.partner(seed, len(self.annotated))
+        lender = None if partner is None else self.annotated.pair(partner)
+        return self.augment(*self.annotated.pair(index), seed, lender)
+
+
 class EvalView:
     """Images as they are judged: no randomness, none left out."""
 
@@ -190,7 +258,7 @@ class Loader:
             for batch in self._loader:
                 if isinstance(batch, Exception):
                     raise batch
-                yield batch
+                yield _unpacked(batch)
         except (RuntimeError, OSError, EOFError) as error:
             if not _is_broken_pipe(error) or not self.workers:
                 raise
@@ -202,26 +270,33 @@ class Loader:
 
 
 def train_loader(
-    images: Images | Scenes,
-    augment: Augment | JointAugment,
+    images: Images | Scenes | Annotated,
+    augment: Augment | JointAugment | ObjectAugment,
     *,
     batch: int,
     seed: int,
     workers: int = -1,
     max_bad: int = 0,
     pin_memory: bool = False,
+    divisor: int = 32,
 ) -> Loader:
     """Shuffled, augmented batches; ``loader.batch_sampler.start(epoch, batch)`` says where the next iteration begins.
 
-    ``workers=-1`` decides by the data and the machine.
+    ``workers=-1`` decides by the data and the machine. Sides of batches of pictures with objects are multiples of
+    `divisor`.
+
+    Raises:
+        ConfigError: an augmentation that needs masks, and objects that have boxes alone.
     """
-    view: TrainView | SceneView
-    if isinstance(images, Scenes) and isinstance(augment, JointAugment):
+    view: TrainView | SceneView | AnnotatedView
+    if isinstance(images, Annotated) and isinstance(augment, ObjectAugment):
+        view = AnnotatedView(images, augment, seed, max_bad, divisor=divisor)
+    elif isinstance(images, Scenes) and isinstance(augment, JointAugment):
         view = SceneView(images, augment, seed, max_bad)
     elif isinstance(images, Images) and isinstance(augment, Augment):
         view = TrainView(images, augment, seed, max_bad)
     else:
-        raise TypeError("pictures with masks go with JointAugment, labelled images with Augment")
+        raise TypeError("objects go with ObjectAugment, pictures with masks with JointAugment, labels with Augment")
     return Loader(view, EpochBatches(len(images), batch, seed), _workers(workers, images), pin_memory=pin_memory)
 
 
@@ -234,7 +309,7 @@ def eval_loader(
     return Loader(EvalView(images, preprocess), batches, _workers(workers, images), pin_memory=pin_memory)
 
 
-def _workers(asked: int, images: Images | Scenes) -> int:
+def _workers(asked: int, images: Images | Scenes | Annotated) -> int:
     """Images in memory need no help; files get a reader for every core but one."""
     if asked >= 0:
         return asked
@@ -284,6 +359,14 @@ def _is_broken_pipe(error: Exception) -> bool:
     if isinstance(error, RuntimeError):
         return "DataLoader worker (pid" in str(error)
     return not str(error).startswith("Caught ")
+
+
+def _unpacked(batch: Batch) -> Batch:
+    if not isinstance(batch.labels, PackedObjects) or batch.frames is None:
+        return batch
+    height, width = batch.frames.canvas
+    sizes = tuple((tall, wide) for tall, wide in batch.frames.sizes)  # pinning memory makes lists of tuples
+    return batch._replace(labels=batch.labels.split(), frames=Frames((height, width), sizes))
 
 
 def _as_it_is(batch: Any) -> Any:

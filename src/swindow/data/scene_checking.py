@@ -5,10 +5,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from swindow.data.annotated import Annotated
 from swindow.data.inventory import Problem
 from swindow.data.layouts import Pair, SceneInventory
 from swindow.data.legends import RGB, Legend
 from swindow.data.masks import MaskConfig, MaskReader, SceneError, is_painted, stored_values, values_in
+from swindow.data.object_checking import unusable
 from swindow.data.scenes import FilePairs, Scenes, file_of, other_size
 from swindow.data.seeds import uniforms
 from swindow.data.segmentation import case_of_pair, volume_files
@@ -198,10 +200,13 @@ def sample_check(source: DataSource, *, most: int = 32, seed: int = 0) -> list[P
         what is wrong with them and does not stop training; cases in two splits are found among all pictures.
 
     Raises:
-        DataError: a mask or volume that cannot be trained on, or training masks of which nothing counts.
+        DataError: a mask, volume or annotated picture that cannot be trained on, or training masks of which nothing
+            counts.
     """
     problems: list[Problem] = []
     for split, scenes in source.splits().items():
+        if isinstance(scenes, Annotated):
+            problems += unusable(scenes, _spread(np.arange(len(scenes)), most, seed))
         if not isinstance(scenes, Scenes):
             continue
         findings = list(_sampled(scenes, most, seed))

@@ -6,6 +6,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
+from swindow.data.annotated import Annotated
 from swindow.data.inventory import Problem, relative
 from swindow.data.labelled import Images
 from swindow.data.scenes import Scenes
@@ -15,7 +16,7 @@ from swindow.errors import DataError
 MOST_VALIDATION = 5_000  # an accuracy measured on so many is known to within a percent
 DIGITS_TEST = 0.2
 
-AnyImages = TypeVar("AnyImages", Images, Scenes)
+AnyImages = TypeVar("AnyImages", Images, Scenes, Annotated)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -24,15 +25,15 @@ class DataSource:
 
     source: str
     kind: str
-    """folder, idx, table, torchvision or digits; masks, volumes, ade20k, cityscapes or voc."""
-    task: Literal["classify", "segment"]
+    """folder, idx, table, torchvision or digits; masks, volumes, ade20k, cityscapes or voc; coco, voc-boxes or yolo."""
+    task: Literal["classify", "segment", "detect"]
     classes: tuple[str, ...]
     channels: int
     image_size: tuple[int, int]
     """Height and width of a typical image (their medians)."""
-    train: Images | Scenes | None
-    val: Images | Scenes | None
-    test: Images | Scenes | None
+    train: Images | Scenes | Annotated | None
+    val: Images | Scenes | Annotated | None
+    test: Images | Scenes | Annotated | None
     split_note: str
     """Where the validation images come from."""
     seed: int
@@ -44,7 +45,7 @@ class DataSource:
     problems: tuple[Problem, ...] = ()
     """What is wrong with the source, though not so wrong that it cannot be trained on."""
     note: str = ""
-    """What was taken for granted about masks."""
+    """What was taken for granted about masks, or done about annotations."""
 
     def describe(self) -> str:
         """The one line that is said aloud."""
@@ -54,9 +55,12 @@ class DataSource:
         task, what = "classification", "images"
         if self.task == "segment":
             task, what = "segmentation", "slices" if self.kind == "volumes" else "images"
+        if self.task == "detect":
+            task = "detection"
+        count = len(self.classes)
         return (
-            f"{self.source} ({self.kind}): {task}, {len(self.classes)} classes, {' / '.join(parts)} "
-            f"{colour} {what} of about {height} × {width}{self._cases()}; {self.split_note}"
+            f"{self.source} ({self.kind}): {task}, {count} class{'es' if count != 1 else ''}, {' / '.join(parts)} "
+            f"{colour} {what} of about {height} × {width}{self._cases()}{self._objects()}; {self.split_note}"
             + (f"; {self.note}" if self.note else "")
         )
 
@@ -68,7 +72,15 @@ class DataSource:
             return ""
         return f" from {' / '.join(f'{count:,}' for count in counts.values())} cases"
 
-    def split(self, name: str) -> Images | Scenes:
+    def _objects(self) -> str:
+        """How many objects the pictures of each split show."""
+        counts = [one.count_objects() for one in self.splits().values() if isinstance(one, Annotated)]
+        if not counts:
+            return ""
+        masks = any(isinstance(one, Annotated) and one.has_masks for one in self.splits().values())
+        return f" with {' / '.join(f'{count:,}' for count in counts)} {'boxes and masks' if masks else 'boxes'}"
+
+    def split(self, name: str) -> Images | Scenes | Annotated:
         """One split by its name.
 
         Raises:
@@ -79,7 +91,7 @@ class DataSource:
             raise DataError(f"{self.source}: has no {name} images; there are {', '.join(splits)}")
         return splits[name]
 
-    def splits(self) -> dict[str, Images | Scenes]:
+    def splits(self) -> dict[str, Images | Scenes | Annotated]:
         """The splits that there are, by name."""
         named = {"train": self.train, "val": self.val, "test": self.test}
         return {name: images for name, images in named.items() if images is not None}
@@ -141,7 +153,9 @@ def few(names: Sequence[str], most: int = 5) -> str:
     return shown + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
-def note_on_splits(splits: Mapping[str, Images | Scenes], chosen: Mapping[str, Any], seed: int, recorded: bool) -> str:
+def note_on_splits(
+    splits: Mapping[str, Images | Scenes | Annotated], chosen: Mapping[str, Any], seed: int, recorded: bool
+) -> str:
     """Where the validation images come from, in words."""
     if "val" in chosen:
         val, train = splits["val"], splits["train"]
@@ -156,6 +170,8 @@ def _take(splits: dict[str, AnyImages], root: str, name: str, fraction: float, *
     keys = _keys(train, root)
     if isinstance(train, Scenes):
         return _move(splits, name, keys, _by_case(train, fraction, **how))
+    if isinstance(train, Annotated):
+        return _move(splits, name, keys, held_out(train.rarest(), keys, fraction=fraction, **how))
     return _move(splits, name, keys, held_out(train.labels, keys, fraction=fraction, **how))
 
 
@@ -188,5 +204,5 @@ def _move(splits: dict[str, AnyImages], name: str, keys: Sequence[str], mask: np
     return tuple(key for key, taken in zip(keys, mask, strict=True) if taken)
 
 
-def _keys(images: Images | Scenes, root: str) -> list[str]:
+def _keys(images: Images | Scenes | Annotated, root: str) -> list[str]:
     return [relative(name, root) for name in images.names] if root else list(images.names)

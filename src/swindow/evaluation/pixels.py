@@ -8,7 +8,6 @@ count belong to no class, in truth and answer alike.
 import dataclasses
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from swindow.data import Scenes, align_classes
 from swindow.data.legends import palette
 from swindow.errors import DataError, TrainingDiverged
 from swindow.evaluation.cases import Case, Labels
+from swindow.evaluation.reading import read_ahead
 from swindow.evaluation.segmentation import CaseScore, ImageScore, SegmentationEvaluation
 from swindow.images import name_of
 from swindow.inference import ReadyModel
@@ -27,7 +27,6 @@ from swindow.rasters import InMemory
 from swindow.shapes import IGNORE
 from swindow.sliding import Region, Segmenter, Views, most_probable
 
-_READ_AHEAD = 4  # pictures that are read while the model works
 _WAITING = 64 * 2**20  # bytes of resized pictures that wait for others of their size
 
 
@@ -68,7 +67,7 @@ def _answers(segmenter: Segmenter, scenes: Scenes) -> Iterator[tuple[int, Tensor
     """Each picture's number, mask and logits; small pictures that become inputs of one size are asked together."""
     preprocess = segmenter.asked.preprocess
     waiting: dict[tuple[int, ...], list[tuple[int, Tensor, Tensor]]] = defaultdict(list)
-    for index, pixels, truth in _read_ahead(scenes):
+    for index, pixels, truth in read_ahead(scenes):
         height, width = truth.shape
         if not segmenter.sees_whole(height, width):
             yield index, truth, segmenter.regions(InMemory(pixels), on_cpu=False)
@@ -91,24 +90,6 @@ def _together(
     maps = segmenter.see(torch.stack([resized for _, _, resized in group]))
     for place, (index, truth, _) in enumerate(group):
         yield index, truth, segmenter.restored(maps[place : place + 1], (truth.shape[0], truth.shape[1]))
-
-
-def _read_ahead(scenes: Scenes) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Number, pixels and mask of every picture, in order, the next ones read meanwhile.
-
-    One thread reads, so that slices of a volume that is decoded once come from it in order.
-    """
-    with ThreadPoolExecutor(1) as reader:
-        ahead: list[Future[tuple[Tensor, Tensor]]] = []
-        try:
-            for index in range(len(scenes)):
-                while index + len(ahead) < min(index + _READ_AHEAD, len(scenes)):
-                    ahead.append(reader.submit(scenes.pair, index + len(ahead)))
-                pixels, truth = ahead.pop(0).result()
-                yield index, pixels, truth
-        finally:
-            for future in ahead:
-                future.cancel()
 
 
 class _Tally:

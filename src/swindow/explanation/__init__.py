@@ -1,12 +1,13 @@
-"""Why a Swin sees in a photo, or at a pixel of it, what it sees: attention, receptive fields and Grad-CAM, at any size.
+"""Why a model sees in a photo, at a pixel or in a box of it, what it sees: attention, receptive fields and Grad-CAM.
 
 `explain` walks through the model with its own public parts; nothing is hooked and nothing changed.
 
 * `windows`: window attention stitched back to the token grid; chains of windows followed backwards
 * `tracing`: one image through the model's parts
-* `gathering`: from there to plain arrays; `pixels`: the questions that a segmenter is asked
+* `gathering`: from there to plain arrays; `pixels` and `objects`: the questions that segmenters and detectors are asked
 * `frame`: maps laid back on the photo's pixels
-* `results`: the arrays; `pictures`, `answers` (a segmenter's) and `page`: what `Explanation.save` draws
+* `results`: the arrays; `pictures`, `answers` (a segmenter's), `found` (a detector's) and `page`: what
+  `Explanation.save` draws
 """
 
 import dataclasses
@@ -21,8 +22,9 @@ from swindow.data.volume_files import volume_suffix
 from swindow.errors import ConfigError, DataError, UnknownName
 from swindow.explanation.frame import Frame
 from swindow.explanation.gathering import array, best, follow, pooled_rollout, stage_maps, unit
+from swindow.explanation.objects import explain_object
 from swindow.explanation.pixels import Question, explain_pixel, frame_of
-from swindow.explanation.results import Explanation, PointMaps, PointStage, Segmented, StageMaps
+from swindow.explanation.results import Detected, Explanation, PointMaps, PointStage, Segmented, StageMaps
 from swindow.explanation.tracing import grad_cam, trace, windowed
 from swindow.images import Source, name_of, read_image
 from swindow.inference import ReadyModel, evaluating, ready
@@ -31,7 +33,7 @@ from swindow.ops.windows import Size
 from swindow.preprocess import Preprocess
 from swindow.shapes import Pixels
 
-__all__ = ["Explanation", "Frame", "PointMaps", "PointStage", "Segmented", "StageMaps", "explain"]
+__all__ = ["Detected", "Explanation", "Frame", "PointMaps", "PointStage", "Segmented", "StageMaps", "explain"]
 
 InputSize = int | tuple[int, int] | str
 
@@ -42,7 +44,8 @@ def explain(
     *,
     point: tuple[int, int] | None = None,
     target: int | str | None = None,
-    stage: int = -1,
+    object: int | None = None,
+    stage: int | None = None,
     region: bool = False,
     size: InputSize | None = None,
     out: str | Path | None = None,
@@ -51,19 +54,26 @@ def explain(
     """Window attention, a point's receptive field and Grad-CAM for one image, as arrays and, with `out`, as pictures.
 
     A classifier is asked about its image, a segmenter (UPerNet or U-Net) about one pixel: Grad-CAM is then that of the
-    class's logit at the point. A segmenter whose backbone has no window attention (ResNet, ViT, Swin-MLP) is explained
-    without attention, as `Explanation.note` says; such a classifier is refused. Where the model was trained on windows,
-    a picture of more than four windows' area is explained in the one window around the point;
-    `Explanation.segmented` says where that lies.
+    class's logit at the point. Where the model was trained on windows, a picture of more than four windows' area is
+    explained in the one window around the point; `Explanation.segmented` says where that lies. A detector is asked
+    about one of the objects that it finds: Grad-CAM is that of the logit by which its box was scored, and of a DETR
+    there is what the object's query attends to; `Explanation.detected` has what is found. A segmenter or detector whose
+    backbone has no window attention (ResNet, ViT, Swin-MLP) is explained without that, as `Explanation.note` says; such
+    a classifier is refused.
 
     Args:
         model_or_path: a model, left exactly as it is, or what `swindow.load` takes.
         image: what `swindow.images.read_image` takes.
         point: the pixel (x, y) of the photo to follow; by default where Grad-CAM is strongest. Of a segmenter, by
-            default the most confident pixel of the largest connected region of the target.
+            default the most confident pixel of the largest connected region of the target. Of a detector, a pixel in
+            the object that is meant: of boxes around it the smallest with a score of 0.5 or more, else the surest.
         target: the class that Grad-CAM explains, by name or number; by default the predicted one. Of a segmenter, by
-            default the one predicted at the point, and without a point the one that covers most, background aside.
-        stage: the stage whose map Grad-CAM weighs, from 0; negative counts from the end. A U-Net's decoder has none.
+            default the one predicted at the point, and without a point the one that covers most, background aside. Of a
+            detector, the class of the object that is meant.
+        object: of a detector, the rank of the object that is meant: 0, which is the default, is the surest of all, or
+            with a target of all of that class.
+        stage: the stage whose map Grad-CAM weighs, from 0; negative counts from the end. By default the last, of an
+            R-CNN or a RetinaNet that whose map has most of the evidence. A U-Net's decoder has none.
         region: Grad-CAM for all pixels that a segmenter predicts as the target, by the sum of their logits
             (Vinogradova et al. 2020), in place of the point's alone.
         size: another input size than the model's: a side, (height, width), both also as text (``"480x640"``), or
@@ -73,9 +83,9 @@ def explain(
 
     Raises:
         ConfigError: a point that the model does not see, a stage or class that it does not have, a region that is
-            empty or not a segmenter's, a classifier without window attention, or a model that does not say how pixels
-            are prepared.
-        DataError: the image cannot be read, or `out` cannot be written.
+            empty or not a segmenter's, an object that is not found or not a detector's, a classifier without window
+            attention, or a model that does not say how pixels are prepared.
+        DataError: the image cannot be read, a detector finds nothing in it, or `out` cannot be written.
         CheckpointError: there is no model at the path.
         MissingExtra: a pixel is to be chosen, and scipy is not installed.
     """
@@ -85,15 +95,13 @@ def explain(
     photo = read_image(image, channels=one.model.config.in_channels, intensity=one.preprocess.intensity)
     size_of_photo = (photo.shape[1], photo.shape[2])
     one = dataclasses.replace(one, preprocess=_sized(one.preprocess, size, size_of_photo))
-    body = one.model.backbone if one.model.task == "segment" else windowed(one.model)
-    stages = len(body.config.depths)
-    asked = Question(point, _target(target, one.classes), _stage(stage, stages), region)
+    body = windowed(one.model) if one.model.task == "classify" else one.model.backbone
+    stages = body.out_stages[-1] + 1
+    number = _stage(-1 if stage is None else stage, stages)
+    asked = Question(point, _target(target, one.classes), number, region, object, stage is not None)
     _check_point(point, frame_of(one.preprocess, size_of_photo))
-    if region and one.model.task != "segment":
-        raise ConfigError(
-            f"region asks about pixels, and {one.model.config.name} classifies whole images; leave it out"
-        )
-    explain_one = explain_pixel if one.model.task == "segment" else _explain_class
+    _check_task(asked, one.model)
+    explain_one = {"classify": _explain_class, "segment": explain_pixel, "detect": explain_object}[one.model.task]
     with torch.inference_mode(False):
         explanation = explain_one(one, photo, name_of(image), asked)
     if out is not None:
@@ -158,6 +166,21 @@ def _stage(stage: int, count: int) -> int:
     if not -count <= stage < count:
         raise ConfigError(f"stage {stage} is not one of {count}; give 0 to {count - 1}, or -1 for the last")
     return stage % count
+
+
+def _check_task(asked: Question, model: Model) -> None:
+    """Whether what is asked can be asked of this kind of model."""
+    name, does = model.config.name, {"classify": "classifies whole images", "segment": "names pixels"}
+    if asked.region and model.task != "segment":
+        raise ConfigError(f"region asks about pixels, and {name} {does.get(model.task, 'finds objects')}; leave it out")
+    if asked.object is None:
+        return
+    if model.task != "detect":
+        raise ConfigError(f"object asks about one that is found, and {name} {does[model.task]}; leave it out")
+    if asked.point is not None:
+        raise ConfigError(f"point {asked.point} and object {asked.object} both say which object; give one of them")
+    if asked.object < 0:
+        raise ConfigError(f"object {asked.object} is no rank; the surest object is 0, the next 1")
 
 
 def _check_point(point: tuple[int, int] | None, frame: Frame) -> None:

@@ -73,8 +73,10 @@ def array(x: Tensor) -> ndarray:
 
 
 def _encoder_stage(traces: Traces, token: Size) -> PointStage:
-    start = _start(traces[-1], token)
-    reach = windows.receptive_field(start.cpu() > 0, _layouts(traces)).numpy()
+    start, (rows, columns) = _start(traces[-1], token), traces[0][0].step.layout.grid
+    layouts = [[layout.carrying() for layout in stage] for stage in _layouts(traces)]
+    here = windows.one_hot(layouts[-1][-1].grid, token, start).cpu() > 0
+    reach = windows.receptive_field(here, layouts)[:rows, :columns].numpy()
     return _point_stage(traces[-1], token, array(windows.rollout(start, _steps(traces))), reach)
 
 

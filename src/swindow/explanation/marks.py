@@ -5,11 +5,14 @@ from numpy import ndarray
 from PIL import Image
 
 from swindow.explanation.canvas import Canvas
-from swindow.explanation.results import Explanation
+from swindow.explanation.frame import Box
+from swindow.explanation.results import Detected, Explanation
 
 
 def subject(e: Explanation) -> str:
     """What the point is called."""
+    if e.detected is not None:
+        return "middle of the box"
     if e.segmented is None:
         return "chosen point"
     return f"pixel {place_in_picture(e)}"
@@ -30,6 +33,14 @@ def place(e: Explanation, on: Canvas) -> tuple[float, float]:
     """The middle of the point's pixel on the canvas."""
     down, across = (new / old for new, old in zip(on.frame.photo, e.frame.photo, strict=True))
     return (e.point.x + 0.5) * across, (e.point.y + 0.5) * down
+
+
+def object_box(found: Detected, on: Canvas) -> Box:
+    """The explained object's box on the canvas."""
+    height, width = found.found.size
+    down, across = on.frame.photo[0] / height, on.frame.photo[1] / width
+    x1, y1, x2, y2 = found.box
+    return y1 * down, x1 * across, (y2 - y1) * down, (x2 - x1) * across
 
 
 def resized(heat: ndarray, on: Canvas) -> ndarray:

@@ -14,7 +14,7 @@ from swindow.errors import DataError, require
 from swindow.explanation.canvas import DARK, DPI, HEADER, LIGHT, Picture, figure
 from swindow.explanation.marks import percent, place_in_picture
 from swindow.explanation.pictures import pictures
-from swindow.explanation.results import Explanation, Segmented
+from swindow.explanation.results import Detected, Explanation, Segmented
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -78,13 +78,13 @@ def _page(e: Explanation, shown: list[Picture], drawings: Drawings) -> str:
 <p>{_facts(e)}</p>
 </header>
 <section class="top">
-<div><h2>{"Prediction" if e.segmented is None else f"Prediction at {place_in_picture(e)}"}</h2>{_bars(e)}</div>
+<div><h2>{_heading(e)}</h2>{_bars(e)}</div>
 <div><h2>Stages</h2>{_table(e) if e.stages else f"<p>{html.escape(e.note)}</p>"}</div>
 </section>
 {first}
 {details}
 <footer>Made by swindow. Pictures show what the model computed; they are evidence about the model, not about the world.
-{"Attention says where information came from, not what it was used for." if e.stages else ""}</footer>
+{WARNING if e.stages or (e.detected is not None and e.detected.attention) else ""}</footer>
 </main>
 </html>
 """
@@ -110,9 +110,19 @@ def _data(pixels: Image.Image) -> str:
     return "data:image/webp;base64," + base64.b64encode(_encoded(pixels, "webp")).decode()
 
 
+def _heading(e: Explanation) -> str:
+    """What the bars are of."""
+    if e.detected is not None:
+        count = len(e.detected.found)
+        return "The one object found" if count == 1 else f"The surest of {count:,} objects found"
+    return "Prediction" if e.segmented is None else f"Prediction at {place_in_picture(e)}"
+
+
 def _facts(e: Explanation) -> str:
     if e.segmented is not None:
         return _facts_of_pixel(e, e.segmented)
+    if e.detected is not None:
+        return _facts_of_object(e, e.detected)
     (height, width), (rows, columns) = e.frame.photo, e.frame.input
     x, y = e.point.x, e.point.y
     seen = float(e.frame.seen().mean())
@@ -148,6 +158,18 @@ def _facts_of_pixel(e: Explanation, answer: Segmented) -> str:
     )
 
 
+def _facts_of_object(e: Explanation, answer: Detected) -> str:
+    (height, width), (rows, columns) = e.frame.photo, e.frame.input
+    x1, y1, x2, y2 = (f"{side:.1f}" for side in answer.box)
+    rank = "the surest of all" if answer.chosen == 0 else f"object {answer.chosen}, the surest being 0"
+    followed = " Window attention is followed from the middle of its box." if e.stages else ""
+    return (
+        f"The photo has {width} × {height} pixels. The model saw all of it, as {columns} × {rows} pixels. Explained "
+        f"below: “{html.escape(e.target)}” from ({x1}, {y1}) to ({x2}, {y2}), {rank}, with a score of "
+        f"{percent(e.probability)}.{followed}"
+    )
+
+
 def _bars(e: Explanation) -> str:
     rows = []
     for name, value in e.prediction:
@@ -171,6 +193,8 @@ def _table(e: Explanation) -> str:
     names = ("stage", "tokens", "window", "blocks", "heads", "padding share")
     return f"<table><tr>{''.join(f'<th>{name}</th>' for name in names)}</tr>{rows}</table>"
 
+
+WARNING = "Attention says where information came from, not what it was used for."
 
 STYLE = """
 :root { color-scheme: light dark; --paper: #f5f6f8; --card: #ffffff; --ink: #1a1f26; --faint: #5b6470;

@@ -13,6 +13,7 @@ from numpy import ndarray
 
 from swindow.explanation.answers import prediction, why
 from swindow.explanation.canvas import EVIDENCE, LARGE, Canvas, Panel, Picture, canvas
+from swindow.explanation.found import found
 from swindow.explanation.marks import percent, place, point_mark, resized, shortened, subject
 from swindow.explanation.results import Explanation, PointStage, StageMaps
 
@@ -42,6 +43,8 @@ def pictures(e: Explanation) -> list[Picture]:
     answers = [_gradcam(e, board)]
     if e.segmented is not None:
         answers = [prediction(e, e.segmented, board), *why(e, e.segmented, board)]
+    if e.detected is not None:
+        answers = found(e, e.detected, board)
     if e.rollout is None:  # no window attention
         return answers
     return [
@@ -84,11 +87,14 @@ def _rollout(e: Explanation, rollout: ndarray, board: Board) -> Picture:
     large, shares = board(LARGE), rollout * rollout.size
     top = _top([shares], least=1.25)  # a mean over all tokens is smooth
     end = "decoder" if e.decoder else "encoder"
-    made = "the mean of the final tokens" if e.segmented is None else f"the pixel's token at the {end}'s end"
-    features = "the final features" if e.segmented is None else f"the pixel's features at the end of the {end}"
+    made, features = "the mean of the final tokens", "the final features"
+    if e.segmented is not None:
+        made, features = f"the pixel's token at the {end}'s end", f"the pixel's features at the end of the {end}"
+    if e.detected is not None:
+        made, features = "the last token in the middle of the box", "the backbone's features in the middle of the box"
     ways = "windows, residual connections and merging"
     ways = f"{ways}, and half by half through every join of the decoder" if e.decoder else ways
-    point = None if e.segmented is None else place(e, large)
+    point = None if e.segmented is None and e.detected is None else place(e, large)
     return Picture(
         name="rollout",
         title="Attention roll-out",

@@ -29,12 +29,14 @@ from swindow.sliding import WHOLE, Region, Segmenter, Views, most_probable
 
 
 class Question(NamedTuple):
-    """What is asked: a pixel (x, y), a class and a stage; or all pixels of the class."""
+    """What is asked: a pixel (x, y), a class and a stage; or all pixels of the class; or an object by its rank."""
 
     point: tuple[int, int] | None
     target: int | None
     stage: int
-    region: bool
+    region: bool = False
+    object: int | None = None
+    stage_chosen: bool = True
 
 
 class Survey(NamedTuple):

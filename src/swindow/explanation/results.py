@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float, Integer, UInt8
 from numpy import ndarray
 
 from swindow.explanation.frame import Frame
+from swindow.objects import Detections
 from swindow.ops.windows import Size
 
 
@@ -57,7 +58,8 @@ class PointMaps:
     x: int
     y: int
     chosen: bool
-    """False when nobody chose it: where Grad-CAM is strongest; of a segmenter, see `explain`."""
+    """False when nobody chose it: where Grad-CAM is strongest; the middle of a detector's box; of a segmenter, see
+    `explain`."""
     stages: tuple[PointStage, ...]
     decoder: tuple[PointStage, ...] = ()
     """The same on its way through a U-Net's decoder, coarsest first."""
@@ -89,10 +91,37 @@ class Segmented:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Detected:
+    """What a detector finds, and why the one that is explained."""
+
+    found: Detections
+    """All of it, in pixels of the photo, on the CPU."""
+    chosen: int
+    """Which of them is explained: its rank, 0 the surest."""
+    classes: tuple[str, ...]
+    colours: tuple[tuple[int, int, int], ...]
+    """Red, green and blue of each class, for pictures."""
+    hirescam: tuple[Float[ndarray, "h w"], ...]
+    """For each stage how much each pixel of the photo speaks for the object, as in `Segmented`."""
+    attention: tuple[Float[ndarray, "H W"], ...] = ()
+    """Of a DETR, layer by layer of its decoder: the share that the object's query takes from each cell of the map that
+    the decoder reads, mean over heads; sums to 1. What was padding is left out: it has none."""
+    stride: int = 1
+    """Side of such a cell, in pixels of the model's input."""
+
+    @property
+    def box(self) -> tuple[float, float, float, float]:
+        """The explained object's left, upper, right and lower edge, in pixels of the photo."""
+        x1, y1, x2, y2 = self.found.boxes[self.chosen].tolist()
+        return x1, y1, x2, y2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Explanation:
     """Why a model sees in a photo what it sees; `save` draws it. Stages count from 0 here and from 1 in pictures.
 
     Of a segmenter it is about one pixel, `point`, and the photo may be a window of a larger picture: see `segmented`.
+    Of a detector it is about one of the objects that it finds: see `detected`.
     """
 
     name: str
@@ -102,19 +131,20 @@ class Explanation:
     frame: Frame
     """Where the model's input lies on the photo; `frame.seen()` is the part of the photo that it saw."""
     prediction: tuple[tuple[str, float], ...]
-    """Up to five classes and their probabilities, best first; of a segmenter, those of the point."""
+    """Up to five classes and their probabilities, best first; of a segmenter, those of the point. Of a detector, the
+    classes and scores of the five surest objects."""
     target: str
-    """The class that Grad-CAM explains."""
+    """The class that Grad-CAM explains; of a detector, the object's."""
     probability: float
-    """Its probability."""
+    """Its probability; of a detector, the object's score."""
     gradcam: Float[ndarray, "h w"]
     """How much each pixel of the photo speaks for the class, 1 the most; 0 where nothing was seen."""
     gradcam_stage: int
     """The stage whose map Grad-CAM weighs."""
     rollout: Float[ndarray, "P Q"] | None
     """From which patches the mean of the last stage's tokens is made, by attention roll-out; sums to 1. Of a segmenter:
-    the point's token, at the end of the encoder or of the U-Net's decoder. None without window attention: see `note`.
-    """
+    the point's token, at the end of the encoder or of the U-Net's decoder; of a detector, at the end of the backbone.
+    None without window attention: see `note`."""
     stages: tuple[StageMaps, ...]
     """Attention received, stage by stage; empty where the backbone has no window attention: see `note`."""
     point: PointMaps
@@ -123,6 +153,8 @@ class Explanation:
     """Attention received in a U-Net's decoder, coarsest first."""
     segmented: Segmented | None = None
     """Of a segmenter."""
+    detected: Detected | None = None
+    """Of a detector."""
     note: str = ""
     """What is not shown and why, one line; empty where nothing is missing."""
 

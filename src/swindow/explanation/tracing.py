@@ -1,6 +1,6 @@
 """One image through a model, part by part: what its blocks attended to, and which tokens speak for a class."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -12,10 +12,12 @@ from swindow.backbones import Backbone, ViT, WindowedBackbone
 from swindow.backbones.windowed import Stage
 from swindow.errors import ConfigError
 from swindow.explanation import windows
+from swindow.explanation.scoring import Detector, logit_of
 from swindow.explanation.windows import Layout, Step
 from swindow.heads import Classifier, SegmenterOutputs, UNet, UperNet
 from swindow.model import Model
-from swindow.ops.windows import Size, crop
+from swindow.objects import Detections, Frames
+from swindow.ops.windows import Size, count, crop
 from swindow.shapes import Images, Pyramid, Tokens
 
 Segmenter = UperNet | UNet
@@ -117,7 +119,7 @@ def pixel_evidence(
     """
     head = cast(Segmenter, model.head)
     with torch.enable_grad():
-        parts, pyramid, as_map = _walk(model.backbone, images)
+        parts, pyramid, as_map = walk(model.backbone, images)
         outputs, expanded = _through_head(head, pyramid, lambda stage, x: stage(x))
         number = score(head.decode(outputs, (images.shape[2], images.shape[3])))
         asked = [x for part in parts for x in part] + expanded[:1]
@@ -132,10 +134,42 @@ def pixel_evidence(
     return found
 
 
+def object_evidence(
+    model: Model, images: Images, frames: Frames, choose: Callable[[Detections], int]
+) -> tuple[Detections, int, list[Evidence]]:
+    """What a detector finds in one picture, which of it is chosen, and what speaks for that in the map of every stage.
+
+    The number explained is the logit by which the chosen one was scored. Gradients come to a map and to what the head
+    reads of it as in `pixel_evidence`; cells that lie in no picture are left out.
+    """
+    head = cast(Detector, model.head)
+    with torch.enable_grad():
+        parts, pyramid, as_map = walk(model.backbone, images)
+        outputs = head(pyramid, frames)
+        with torch.no_grad():
+            found = head.decode(outputs)[0]
+        chosen = choose(found)
+        asked = [x for part in parts for x in part]
+        gradients = iter(torch.autograd.grad(logit_of(head, outputs, found, chosen), asked, materialize_grads=True))
+    evidence = []
+    for part, stride in zip(parts, model.backbone.config.strides, strict=False):
+        rows, columns = (count(side, stride) for side in frames.sizes[0])
+        pairs = [(as_map(x.detach()), as_map(next(gradients))) for x in part]
+        inside = [(x[:, :rows, :columns], gradient[:, :rows, :columns]) for x, gradient in pairs]
+        evidence.append(Evidence(_averaged(inside), _local(inside).relu()))
+    return found, chosen, evidence
+
+
 @torch.no_grad()
-def trace(backbone: WindowedBackbone, images: Images, tokens: list[Size]) -> list[list[BlockTrace]]:
-    """Every block of every stage for one image, with what one token of each stage takes from its window."""
-    return _trace_encoder(backbone, images, tokens)[0]
+def trace(
+    backbone: WindowedBackbone, images: Images, tokens: list[Size], size: Size | None = None
+) -> list[list[BlockTrace]]:
+    """Every block of the stages that are read for one image, with what one token of each takes from its window.
+
+    `size` is the height and width of the picture in the image where its right and lower border is padding: maps are
+    then of the picture's tokens, and what goes to others counts as going to padding.
+    """
+    return _trace_stages(backbone, images, tokens, size)[1]
 
 
 @torch.no_grad()
@@ -158,23 +192,33 @@ def trace_segmenter(model: Model, images: Images, tokens: list[Size]) -> Trail:
     return Trail(encoder, decoder, head.decode(outputs, (images.shape[2], images.shape[3])))
 
 
-def layout_of(block: Any, grid: Size) -> Layout:
-    """How a block cuts a map of this size."""
-    return Layout(grid, block.attn.window, block.attn.windowing.shift_at(*grid))
+def layout_of(block: Any, canvas: Size, grid: Size | None = None) -> Layout:
+    """How a block cuts a map of this size, of which `grid` tokens may be the picture's and the rest its padding."""
+    shift = block.attn.windowing.shift_at(*canvas)
+    return Layout(grid or canvas, block.attn.window, shift, None if grid in (None, canvas) else canvas)
 
 
 def _trace_encoder(
     backbone: WindowedBackbone, images: Images, tokens: list[Size]
 ) -> tuple[list[list[BlockTrace]], Pyramid]:
     """The blocks, and what the head reads."""
+    (entries, maps), traces = _trace_stages(backbone, images, tokens)
+    return traces, (*_skips(backbone, entries, maps), _normed(backbone, maps[-1]))
+
+
+def _trace_stages(
+    backbone: WindowedBackbone, images: Images, tokens: list[Size], size: Size | None = None
+) -> tuple[tuple[list[Tensor], list[Tensor]], list[list[BlockTrace]]]:
+    """What enters every stage and what it makes of it, and its blocks."""
     x, traces, entries, maps = backbone.embed(images), [], [], []
-    for stage, token in zip(backbone.each_stage(), tokens, strict=True):
+    for stage, token, stride in zip(_read_stages(backbone), tokens, backbone.config.strides, strict=False):
+        grid = None if size is None else (count(size[0], stride), count(size[1], stride))
         entries.append(x)
-        x, blocks = _trace_stage(stage, x, token)
+        x, blocks = _trace_stage(stage, x, token, grid)
         traces.append(blocks)
         maps.append(x)
         x = _merged(stage, x)
-    return traces, (*_skips(backbone, entries, maps), _normed(backbone, maps[-1]))
+    return (entries, maps), traces
 
 
 def _through_head(
@@ -192,16 +236,16 @@ def _through_head(
     return SegmenterOutputs(logits=head.classifier(x.permute(0, 3, 1, 2))), expanded
 
 
-def _trace_stage(stage: Any, x: Tokens, token: Size) -> tuple[Tokens, list[BlockTrace]]:
+def _trace_stage(stage: Any, x: Tokens, token: Size, grid: Size | None = None) -> tuple[Tokens, list[BlockTrace]]:
     blocks = []
     for block in stage.blocks:
-        blocks.append(_trace_block(block, x, token))
+        blocks.append(_trace_block(block, x, token, grid))
         x = block(x)
     return x, blocks
 
 
-def _trace_block(block: Any, x: Tensor, token: Size) -> BlockTrace:
-    layout = layout_of(block, (x.shape[1], x.shape[2]))
+def _trace_block(block: Any, x: Tensor, token: Size, grid: Size | None) -> BlockTrace:
+    layout = layout_of(block, (x.shape[1], x.shape[2]), grid)
     raw = block.attn.attention_weights(block.norm1(x) if block.norm_first else x)[0]
     weights, lost = windows.without_padding(raw, layout)
     own = windows.cut(windows.one_hot(layout.grid, token, raw), layout)
@@ -215,29 +259,41 @@ def _trace_block(block: Any, x: Tensor, token: Size) -> BlockTrace:
     )
 
 
-def _walk(body: Backbone, images: Images) -> Walk:
+def walk(body: Backbone, images: Images) -> Walk:
     """The image through the backbone; its parts carry gradients even where no parameter does."""
     images = images.detach().requires_grad_()
     if isinstance(body, WindowedBackbone):
         return _walk_windowed(body, images)
     if isinstance(body, ViT):  # a stage hands on its whole sequence, learned tokens too: maps alone would miss that way
         sequences, grid = body.sequences(images)
-        normed = [body.norm(x, stage) for stage, x in enumerate(sequences)]
-        parts = [[x, read] for x, read in zip(sequences[:-1], normed[:-1], strict=True)]
-        return Walk([*parts, normed[-1:]], tuple(body.as_map(x, grid) for x in normed), lambda x: body.as_map(x, grid))
+        normed = [body.norm(sequences[stage], stage) for stage in body.out_stages]
+        pyramid = tuple(body.as_map(x, grid) for x in normed)
+        return Walk(_parts(sequences, normed, body.out_stages), pyramid, lambda x: body.as_map(x, grid))
     maps = body.stage_maps(images)
-    return Walk([[x] for x in maps], maps, lambda x: x)
+    return Walk([[x] for x in maps], tuple(maps[stage] for stage in body.out_stages), lambda x: x)
 
 
 def _walk_windowed(body: WindowedBackbone, images: Images) -> Walk:
     x, entries, maps = body.embed(images), list[Tensor](), list[Tensor]()
-    for stage in body.each_stage():
+    for stage in _read_stages(body):
         entries.append(x)
         maps.append(stage(x))
         x = _merged(stage, maps[-1])
-    skips, last = _skips(body, entries, maps), _normed(body, maps[-1])
-    parts = [[x] if body.entries else [x, normed] for x, normed in zip(maps[:-1], skips, strict=True)]
-    return Walk([*parts, [last]], (*skips, last), lambda x: x)
+    pyramid = (*_skips(body, entries, maps), _normed(body, maps[-1]))
+    if body.entries:
+        return Walk([*([x] for x in maps[:-1]), [pyramid[-1]]], pyramid, lambda x: x)
+    return Walk(_parts(maps, pyramid, body.out_stages), pyramid, lambda x: x)
+
+
+def _parts(maps: Sequence[Tensor], normed: Sequence[Tensor], out_stages: tuple[int, ...]) -> list[list[Tensor]]:
+    """Of each stage its map, and that which the head reads of it, if any; of the last only that."""
+    read = dict(zip(out_stages, normed, strict=True))
+    return [*([x, read[stage]] if stage in read else [x] for stage, x in enumerate(maps[:-1])), [normed[-1]]]
+
+
+def _read_stages(body: WindowedBackbone) -> list[Stage]:
+    """The stages up to the last that the head reads; no detection depends on a later one."""
+    return body.each_stage()[: body.out_stages[-1] + 1]
 
 
 def _merged(stage: Stage, x: Tokens) -> Tensor:

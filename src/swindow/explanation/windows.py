@@ -10,8 +10,9 @@ from typing import NamedTuple, TypeVar
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn import functional as F
 
-from swindow.ops.windows import Size, count, merge, pad_to_windows, partition, region_mask
+from swindow.ops.windows import Size, count, merge, partition, region_mask
 
 Link = TypeVar("Link")
 
@@ -22,12 +23,19 @@ class Layout(NamedTuple):
     grid: Size
     window: Size
     shift: Size
+    canvas: Size | None = None
+    """The tokens of the block's map where a detector's picture was padded, the picture's `grid` at its top left."""
 
     @property
     def padded(self) -> Size:
         """The grid that the windows cover, padding included."""
-        rows, columns = (count(side, window) * window for side, window in zip(self.grid, self.window, strict=True))
+        sides = zip(self.canvas or self.grid, self.window, strict=True)
+        rows, columns = (count(side, window) * window for side, window in sides)
         return rows, columns
+
+    def carrying(self) -> "Layout":
+        """The same with every token that can pass anything on: those of a padded picture's border can, in a map."""
+        return self._replace(grid=self.canvas or self.grid, canvas=None)
 
 
 class Step(NamedTuple):
@@ -39,7 +47,8 @@ class Step(NamedTuple):
 
 def cut(x: Tensor, layout: Layout) -> Tensor:
     """A map ``H W`` as windows ``G T``, padding filled with zeros."""
-    return partition(pad_to_windows(x[None, :, :, None], layout.window), layout.window, layout.shift)[0].flatten(1)
+    below, right = (whole - side for whole, side in zip(layout.padded, x.shape, strict=True))
+    return partition(F.pad(x, (0, right, 0, below))[None, :, :, None], layout.window, layout.shift)[0].flatten(1)
 
 
 def stitch(x: Tensor, layout: Layout) -> Tensor:

@@ -5,24 +5,51 @@ strides of their maps and the backbone's config. A head has `forward(pyramid)`, 
 `decode(outputs, size)` and `right(outputs, targets)`.
 """
 
-from swindow.heads import classify, unet, upernet
+from swindow.heads import cascade, classify, detr, mask_rcnn, retinanet, unet, upernet
+from swindow.heads.cascade import CascadeMaskRcnnConfig
 from swindow.heads.classify import Classifier, ClassifierConfig, ClassifierOutputs
+from swindow.heads.detr import Detr, DetrConfig, DetrOutputs
+from swindow.heads.mask_rcnn import MaskRcnnConfig
+from swindow.heads.rcnn import Rcnn, RcnnOutputs
+from swindow.heads.rcnn_config import RcnnConfig
+from swindow.heads.regions import RegionConfig
+from swindow.heads.retinanet import RetinaNet, RetinaNetConfig, RetinaNetOutputs
 from swindow.heads.segment import SegmenterConfig, SegmenterOutputs
 from swindow.heads.unet import UNet, UNetConfig
 from swindow.heads.upernet import UperNet, UperNetConfig
 
-HEADS = (classify, upernet, unet)
+HEADS = (classify, upernet, unet, detr, retinanet, mask_rcnn, cascade)
 
-Head = Classifier | UperNet | UNet
-HeadConfig = ClassifierConfig | UperNetConfig | UNetConfig
+Head = Classifier | UperNet | UNet | Detr | RetinaNet | Rcnn
+HeadConfig = (
+    ClassifierConfig
+    | UperNetConfig
+    | UNetConfig
+    | DetrConfig
+    | RetinaNetConfig
+    | MaskRcnnConfig
+    | CascadeMaskRcnnConfig
+)
 
 __all__ = [
     "HEADS",
+    "CascadeMaskRcnnConfig",
     "Classifier",
     "ClassifierConfig",
     "ClassifierOutputs",
+    "Detr",
+    "DetrConfig",
+    "DetrOutputs",
     "Head",
     "HeadConfig",
+    "MaskRcnnConfig",
+    "Rcnn",
+    "RcnnConfig",
+    "RcnnOutputs",
+    "RegionConfig",
+    "RetinaNet",
+    "RetinaNetConfig",
+    "RetinaNetOutputs",
     "SegmenterConfig",
     "SegmenterOutputs",
     "UNet",

@@ -200,10 +200,22 @@ def _with_folded_norms(model: Model) -> list[str]:
     """Let convolutions do what the batch norms after them do, in place."""
     number = 0
     for module in model.modules():
-        if isinstance(module, resnet.ConvNorm | upernet.ConvNorm) and isinstance(module.norm, nn.BatchNorm2d):
-            module.conv, module.norm = fuse_conv_bn_eval(module.conv, module.norm), nn.Identity()
+        if not isinstance(module, resnet.ConvNorm | upernet.ConvNorm):
+            continue
+        if isinstance(module.norm, nn.BatchNorm2d | resnet.FrozenNorm):
+            module.conv, module.norm = fuse_conv_bn_eval(module.conv, _as_learned(module.norm)), nn.Identity()
             number += 1
     return [f"{number} batch norms folded into the convolutions before them"] if number else []
+
+
+def _as_learned(norm: nn.Module) -> nn.BatchNorm2d:
+    """A batch norm; one that never changes as torch has it."""
+    if isinstance(norm, nn.BatchNorm2d):
+        return norm
+    buffers = dict(norm.named_buffers())
+    like = nn.BatchNorm2d(len(buffers["weight"]), device=buffers["weight"].device, dtype=buffers["weight"].dtype)
+    like.load_state_dict(buffers, strict=False)  # without the count of batches
+    return like.eval()
 
 
 def _with_kernels(model: Model, dtype: torch.dtype) -> list[str]:

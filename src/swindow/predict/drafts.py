@@ -12,6 +12,9 @@ from swindow.errors import ConfigError
 LINES, TABLE, SHEET = "predictions.jsonl", "predictions.csv", "sheet.png"
 SHEET_MOST = 64
 """Images on a contact sheet."""
+OVERLAYS = "overlays"
+OURS = ".swindow"
+"""In a folder of masks or overlays: they are from here, and may be replaced."""
 
 
 @contextlib.contextmanager
@@ -37,3 +40,12 @@ def writing(out: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise ConfigError(f"{out}: cannot write predictions here ({error.strerror}); give another --out") from error
+
+
+def free_name(stem: str, taken: set[str]) -> str:
+    """A name that differs from those taken in more than upper and lower case, which some file systems do not tell."""
+    name, number = stem, 2
+    while name.casefold() in taken:
+        name, number = f"{stem}-{number}", number + 1
+    taken.add(name.casefold())
+    return name

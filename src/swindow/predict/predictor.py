@@ -17,7 +17,8 @@ from swindow.images import LIMITS, ImageLimits, Source, name_of, read_image
 from swindow.inference import ready
 from swindow.model import Model
 from swindow.overlays import colours_of
-from swindow.predict.answers import Failure, Prediction, Segmentation
+from swindow.predict.answers import Failure, Found, Prediction, Segmentation
+from swindow.predict.objects import Seen, detected
 from swindow.predict.pixels import Labelled, Opened, labelled
 from swindow.predict.volumes import Reading, Volume, checked_axis, open_picture, read_volume
 from swindow.rasters import InMemory
@@ -35,6 +36,7 @@ class Predictor:
     A classifier answers with a `Prediction`, `batch` images (32) at a time. A segmenter answers with a `Segmentation`:
     `views` says how it looks at a picture, and `axis` along which volumes (``.npz``, ``.npy``, NIfTI) are cut into
     slices; by default both are what the run folder has that the model is from, else whole or in windows by size, and 0.
+    A detector answers with a `Found`, as many pictures at a time as have 4 million pixels, or `batch`.
 
     Raises:
         CheckpointError: there is no usable checkpoint at the path.
@@ -55,19 +57,19 @@ class Predictor:
         if batch is not None and batch < 1:
             raise ConfigError(f"batch is {batch}; it must be at least 1")
         self.asked = ready(model, device=device, precision=precision)
-        self.batch, self.limits = batch or USUAL_BATCH, limits
+        self.batch, self.limits, self._given_batch = batch or USUAL_BATCH, limits, batch
+        self.finds = self.asked.model.task == "detect"
+        self.colours = colours_of(self.asked.classes, self.asked.model.colours)
         self.segmenter: Segmenter | None = None
         if self.asked.model.task == "segment":
             settings = {} if isinstance(model, Model) else settings_of(model)
             views = views or from_dict(Views, settings.get("views", {}))
             self.segmenter = Segmenter(self.asked, views if batch is None else dataclasses.replace(views, batch=batch))
             axis = settings.get("masks", {}).get("axis", 0) if axis is None else axis
-            self.colours = colours_of(self.asked.classes, self.asked.model.colours)
         elif (views is not None and views != Views()) or axis is not None:
-            raise ConfigError(
-                f"{self.asked.model.config.name} names the class of an image, not of its pixels: it takes no "
-                + ("axis" if axis is not None else "views")
-            )
+            does = "finds objects in whole pictures" if self.finds else "names the class of an image, not of its pixels"
+            refused = "axis" if axis is not None else "views"
+            raise ConfigError(f"{self.asked.model.config.name} {does}: it takes no {refused}")
         preprocess = self.asked.preprocess
         self.reading = Reading(preprocess.channels, limits, preprocess.intensity, checked_axis(axis or 0))
 
@@ -87,11 +89,15 @@ class Predictor:
             return self([sources])[0]
         return [_certain(answer) for answer in self.stream(sources)]
 
-    def stream(self, sources: Iterable[Source]) -> Iterator[Prediction | Segmentation | Failure]:
+    def stream(self, sources: Iterable[Source]) -> Iterator[Prediction | Segmentation | Found | Failure]:
         """An answer for every source, in order; a bad image becomes a `Failure` and the rest goes on."""
         if self.segmenter is not None:
             for found in self.labelled(sources):
                 yield self.segmentation(found)
+            return
+        if self.finds:
+            for seen in self.seen(sources):
+                yield self.found(seen)
             return
         pool = ThreadPoolExecutor(READERS)
         try:
@@ -124,6 +130,21 @@ class Predictor:
             axis=volume.axis if volume else 0,
         )
 
+    def seen(self, sources: Iterable[Source]) -> Iterator[Seen]:
+        """A detector's objects in every source, with the picture that they are in."""
+        pool = ThreadPoolExecutor(READERS)
+        try:
+            pictures = _ahead(pool, self._read_whole, sources, depth=READERS)
+            yield from detected(self.asked, pictures, self._given_batch, self.limits)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def found(self, seen: Seen) -> Found | Failure:
+        """Objects as an answer."""
+        if isinstance(seen.answer, Failure):
+            return seen.answer
+        return Found(source=seen.name, classes=self.asked.classes, colours=self.colours, detections=seen.answer)
+
     def _open(self, source: Source | tuple[Path, ...]) -> Opened:
         """A picture or volume, ready to be read."""
         first = source[0] if isinstance(source, tuple) else source
@@ -147,6 +168,14 @@ class Predictor:
         try:
             pixels = read_image(source, channels=preprocess.channels, limits=self.limits)
             return name, preprocess.resize(pixels, limits=self.limits).contiguous()
+        except DataError as error:
+            return name, Failure(source=name, error=str(error))
+
+    def _read_whole(self, source: Source) -> tuple[str, Tensor | Failure]:
+        """A source's name and its pixels as they are."""
+        name, how = str(source) if isinstance(source, (str, Path)) else name_of(source), self.reading
+        try:
+            return name, read_image(source, channels=how.channels, limits=how.limits, intensity=how.intensity)
         except DataError as error:
             return name, Failure(source=name, error=str(error))
 
@@ -182,7 +211,7 @@ def _ahead(pool: ThreadPoolExecutor, read: Callable[[Any], Any], sources: Iterab
         yield waiting.popleft().result()
 
 
-def _certain(answer: Prediction | Segmentation | Failure) -> Prediction | Segmentation:
+def _certain(answer: Prediction | Segmentation | Found | Failure) -> Prediction | Segmentation | Found:
     if isinstance(answer, Failure):
         raise DataError(answer.error)
     return answer

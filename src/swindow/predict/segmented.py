@@ -20,18 +20,17 @@ from swindow.data.volume_files import VOLUME_SUFFIXES, volume_stem, volume_suffi
 from swindow.errors import ConfigError
 from swindow.overlays import background_of, legend, overlay, thinned, with_legend
 from swindow.predict.answers import Covered, Failure, Segmentation
-from swindow.predict.drafts import LINES, SHEET_MOST, TABLE, draft
+from swindow.predict.drafts import LINES, OURS, OVERLAYS, SHEET_MOST, TABLE, draft, free_name
 from swindow.predict.pixels import Labelled
 from swindow.predict.volumes import Volume, write_labels
 from swindow.rasters import InMemory, Raster
 from swindow.sheets import clean
 
-MASKS, OVERLAYS, LEGEND = "masks", "overlays", "classes.toml"
+MASKS, LEGEND = "masks", "classes.toml"
 SEEN_SIDE, OVERLAY_SIDE = 480, 1600
 """Longest side of an overlay in pixels: smaller pictures are enlarged, larger ones reduced. Masks stay as large."""
 SLICE_SIDE, TILE_SIDE = 160, 220
 MOST_SLICES = 20
-_OURS = ".swindow"  # in a folder of masks: they are from here, and may be replaced
 _JPEG = frozenset({".jpg", ".jpeg", ".jpe", ".jfif"})
 
 
@@ -73,7 +72,7 @@ def targets(groups: Sequence[tuple[Path, ...]], out: Path) -> list[Target]:
     for sources in groups:
         first = sources[0]
         volume = volume_suffix(first)
-        stem = _free(volume_stem(first) if volume else first.stem, taken)
+        stem = free_name(volume_stem(first) if volume else first.stem, taken)
         picture = ".jpg" if first.suffix.lower() in _JPEG else ".png"
         found.append(Target(sources, out / MASKS / f"{stem}.png", out / OVERLAYS / f"{stem}{picture}"))
     names = [out / LEGEND] if found else []
@@ -88,7 +87,7 @@ def targets(groups: Sequence[tuple[Path, ...]], out: Path) -> list[Target]:
 
 def are_ours(out: Path) -> bool:
     """Whether the masks in `out`, if there are any, are from an earlier call."""
-    return (out / MASKS / _OURS).exists()
+    return (out / MASKS / OURS).exists()
 
 
 def write_all(
@@ -101,7 +100,7 @@ def write_all(
     tally = Tally()
     for folder in (MASKS, OVERLAYS):
         (out / folder).mkdir(parents=True, exist_ok=True)
-    (out / MASKS / _OURS).write_text("Masks here were written by swindow predict, and are replaced by it.\n")
+    (out / MASKS / OURS).write_text("Masks here were written by swindow predict, and are replaced by it.\n")
     write_atomic(out / LEGEND, legend_toml(classes, colours))
     with draft(out / LINES) as lines, draft(out / TABLE) as table:
         writer = csv.writer(table, lineterminator="\n")
@@ -147,15 +146,6 @@ def index_png(mask: np.ndarray, colours: Sequence[RGB]) -> bytes:
     picture.putpalette([value for colour in colours for value in colour])
     picture.save(content, "PNG")
     return content.getvalue()
-
-
-def _free(stem: str, taken: set[str]) -> str:
-    """A name that differs from those taken in more than upper and lower case, which some file systems do not tell."""
-    name, number = stem, 2
-    while name.casefold() in taken:
-        name, number = f"{stem}-{number}", number + 1
-    taken.add(name.casefold())
-    return name
 
 
 def _kept(

@@ -36,12 +36,12 @@ def extremes_section(evaluation: SegmentationEvaluation, scenes: Scenes, answer:
     of = "" if evaluation.background is None else f", {text(evaluation.classes[evaluation.background])} left out"
     note = f"By the mean IoU of the image{of}."
     note += " Pixels without a label are hatched, and count nowhere." if IGNORE in seen else ""
-    key = _key(evaluation.classes, evaluation.colours, seen, evaluation.background)
+    key = colour_key(evaluation.classes, evaluation.colours, seen, evaluation.background)
     return section("Best, median and worst", note, key + "".join(groups))
 
 
-def course_section(courses: Sequence[Course], evaluation: SegmentationEvaluation) -> str:
-    """The same images at successive steps; nothing where a run kept none."""
+def course_section(courses: Sequence[Course], key: str, *, remark: str = "") -> str:
+    """The same images at successive steps under the `key` to their colours; nothing where a run kept none."""
     courses = [course for course in courses if course.answers]
     if not courses:
         return ""
@@ -51,10 +51,15 @@ def course_section(courses: Sequence[Course], evaluation: SegmentationEvaluation
         shown |= {f"step {step:,}": course.answers[step] for step in evenly(list(course.answers), MOST_STEPS)}
         figures = [framed(_smaller(file), f"{course.name}: {name}", name, cls="photo") for name, file in shown.items()]
         rows.append(f'<h4>{text(short_name(course.name))}</h4><div class="pictures steps">{"".join(figures)}</div>')
-    note = "What the model said about the same validation images as it learned."
-    pixels = evaluation.confusion.sum(axis=0) + evaluation.confusion.sum(axis=1)
-    key = _key(evaluation.classes, evaluation.colours, Counter(dict(enumerate(pixels.tolist()))), evaluation.background)
+    note = f"What the model said about the same validation images as it learned.{remark}"
     return section("The same images over time", note, key + "".join(rows))
+
+
+def key_to_pixels(evaluation: SegmentationEvaluation) -> str:
+    """The colours of the classes that are anywhere in truth or answers."""
+    pixels = evaluation.confusion.sum(axis=0) + evaluation.confusion.sum(axis=1)
+    seen = Counter(dict(enumerate(pixels.tolist())))
+    return colour_key(evaluation.classes, evaluation.colours, seen, evaluation.background)
 
 
 def batch_section(
@@ -76,7 +81,7 @@ def batch_section(
         figures.append(_shown(drawn, pixels, f"training image with {words or 'no object'}", ""))
     note = f"{len(figures)} of {len(batch)} images of a training batch with their masks, cropped and changed together."
     pictures = f'<div class="pictures crops">{"".join(figures)}</div>'
-    return section("What the model saw", note, _key(classes, colours, seen, background) + pictures)
+    return section("What the model saw", note, colour_key(classes, colours, seen, background) + pictures)
 
 
 def _comparison(
@@ -109,9 +114,11 @@ def wrong_pixels(
     return Image.composite(Image.new("RGB", grey.size, ALARM), faded, wrong.resize(grey.size, Image.Resampling.BOX))
 
 
-def _key(classes: Sequence[str], colours: Sequence[RGB], seen: Counter[int], background: int | None) -> str:
-    """What the colours mean, of the classes that are `seen` in so many pixels; the background is left as it is."""
-    there = {label: pixels for label, pixels in seen.items() if pixels and label not in (IGNORE, background)}
+def colour_key(
+    classes: Sequence[str], colours: Sequence[RGB], seen: Counter[int], background: int | None = None
+) -> str:
+    """What the colours mean, of the classes that are `seen` so many times; the background is left as it is."""
+    there = {label: count for label, count in seen.items() if count and label not in (IGNORE, background)}
     named = sorted(sorted(there, key=lambda label: -there[label])[:MOST_KEYS])
     entries = [f"<li>{swatch(colours[label])}{text(classes[label])}</li>" for label in named]
     entries += [f"<li>and {len(there) - MOST_KEYS} more</li>"] if len(there) > MOST_KEYS else []

@@ -2,8 +2,8 @@
 
 progress/names.json        what the images are called, in order
 progress/image/<n>.png     image n as it is
-progress/truth/<n>.png     with its true classes over it
-progress/<step>/<n>.png    with the classes that the model saw after so many steps
+progress/truth/<n>.png     with its true classes or objects over it
+progress/<step>/<n>.png    with the classes or objects that the model saw after so many steps
 """
 
 import io
@@ -12,24 +12,29 @@ import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from swindow.checkpoints.files import write_atomic
+from swindow.data import Annotated, Scenes
 from swindow.data.legends import RGB
-from swindow.data.scenes import Scenes
 from swindow.errors import DataError
-from swindow.overlays import Labels, overlay, reduced
+from swindow.objects import Detections
+from swindow.overlays import Labels, draw_detections, draw_objects, overlay, reduced
 
 FOLDER, NAMES, IMAGE, TRUTH = "progress", "names.json", "image", "truth"
 MOST_IMAGES, MOST_STEPS = 8, 12
 SIDE = 160
 """Longest side of a picture, in pixels."""
 
-Answer = Callable[[int], Labels]
-"""The classes that a model sees in one image of a split, by its row, at the image's own size."""
+SURE = 0.3
+"""Score from which on detections are drawn."""
+
+Answer = Callable[[int], Any]
+"""What a model sees in one image of a split, by its row and in the image's own pixels: `Labels` of pixels, or
+`Detections`."""
 
 
 class Moment(NamedTuple):
@@ -51,35 +56,49 @@ class Course(NamedTuple):
     """By step, in rising order."""
 
 
-def fixed_rows(scenes: Scenes, most: int = MOST_IMAGES) -> list[int]:
+def fixed_rows(images: Scenes | Annotated, most: int = MOST_IMAGES) -> list[int]:
     """Rows to watch: as many parts of the split as there are images to show, and of each what shows the most classes.
 
     Three images of a part are looked at, so that the choice does not fall on the empty end of a volume.
     """
-    bounds = np.linspace(0, len(scenes), min(most, len(scenes)) + 1)
+    bounds = np.linspace(0, len(images), min(most, len(images)) + 1)
     rows = []
     for low, high in itertools.pairwise(bounds):
         tried = dict.fromkeys(int(low + share * (high - low)) for share in (0.5, 0.25, 0.75))
-        rows.append(max(tried, key=lambda row: len(scenes.mask(row).unique())))
+        rows.append(max(tried, key=lambda row: len(_classes(images, row))))
     return rows
 
 
 def draw_progress(
-    run: str | Path, step: int, scenes: Scenes, rows: Sequence[int], answer: Answer, colours: Sequence[RGB]
+    run: str | Path, step: int, images: Scenes | Annotated, rows: Sequence[int], answer: Answer, colours: Sequence[RGB]
 ) -> None:
-    """Ask about each of `rows` (see `fixed_rows`) and keep the answers as pictures; `scenes` have the model's classes.
+    """Ask about each of `rows` (see `fixed_rows`) and keep the answers as pictures; `images` have the model's classes.
+
+    Of detections those with a score of at least `SURE` are drawn.
 
     Raises:
         DataError: as `write_progress`.
     """
-    moments = []
-    for row in rows:
-        pixels, truth = scenes.pair(row)
-        over = [
-            overlay(pixels, mask, colours, side=SIDE, background=scenes.background) for mask in (truth, answer(row))
-        ]
-        moments.append(Moment(scenes.names[row], reduced(pixels, SIDE), *over))
-    write_progress(run, step, moments)
+    draw: Any = _scene if isinstance(images, Scenes) else _found
+    write_progress(run, step, [draw(images, row, answer(row), colours) for row in rows])
+
+
+def _classes(images: Scenes | Annotated, row: int) -> np.ndarray:
+    return np.unique(images.mask(row).numpy() if isinstance(images, Scenes) else images.labels(row))
+
+
+def _scene(scenes: Scenes, row: int, answer: Labels, colours: Sequence[RGB]) -> Moment:
+    pixels, truth = scenes.pair(row)
+    over = [overlay(pixels, mask, colours, side=SIDE, background=scenes.background) for mask in (truth, answer)]
+    return Moment(scenes.names[row], reduced(pixels, SIDE), *over)
+
+
+def _found(images: Annotated, row: int, answer: Detections, colours: Sequence[RGB]) -> Moment:
+    pixels, truth = images.pair(row)
+    how: dict[str, Any] = {"classes": images.classes, "colours": colours, "side": SIDE, "tags": False}
+    there = draw_objects(pixels, truth.boxes, truth.labels, None, truth.masks, **how)
+    said = draw_detections(pixels, answer[answer.scores >= SURE], **how)
+    return Moment(images.names[row], reduced(pixels, SIDE), there, said)
 
 
 def write_progress(run: str | Path, step: int, moments: Sequence[Moment]) -> None:

@@ -33,7 +33,7 @@ from swindow.reporting.page import (
     table,
     text,
 )
-from swindow.reporting.panels import batch_section, course_section, extremes_section
+from swindow.reporting.panels import batch_section, course_section, extremes_section, key_to_pixels
 from swindow.reporting.progress import Answer, read_progress
 
 MOST_CASES = 200
@@ -73,7 +73,7 @@ def run_page(
             headline(title, [*_scores(evaluation), *run_figures(facts)], facts),
             curves(run / "metrics.jsonl", CURVES, remark=REMARK),
             *_judgement(evaluation, scenes, answer),
-            course_section(read_progress(run), evaluation),
+            course_section(read_progress(run), key_to_pixels(evaluation)),
             batch_section(batch, labels, classes, colours, background),
             settings(run / "config.toml"),
             environment(run / "environment.json"),

@@ -8,8 +8,7 @@ Small pictures are enlarged by whole factors with their pixels visible. Large on
 time; in a displayed pixel that holds several classes the rarest of the mask is shown, so nothing small is lost.
 """
 
-import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -21,17 +20,15 @@ from torch import Tensor
 from swindow import sheets
 from swindow.data.legends import BACKGROUND, RGB, palette
 from swindow.errors import ConfigError, ShapeError
+from swindow.overlays.keys import GREY, legend
 from swindow.rasters import InMemory, Raster
 from swindow.shapes import IGNORE, Pixels
-from swindow.sheets import CARD, FAINT, GAP, INK, PAD, PAPER, clean, font, shortened, to_picture
+from swindow.sheets import CARD, FAINT, GAP, PAD, PAPER, to_picture
 
 TINT, LIGHT_TINT = 0.5, 0.3
 """How much of an area's colour is that of its class; the second where the background is left alone."""
-GREY: RGB = (128, 128, 128)
-"""Of what does not count."""
 SIDE = 320
 """Longest side of a picture in a comparison."""
-MOST_ENTRIES = 40
 STRIP = 2**20  # pixels of a picture or mask in the works at once
 
 Labels = Int[Tensor, "rows columns"] | Integer[np.ndarray, "rows columns"]
@@ -111,44 +108,6 @@ def thinned(pixels: Pixels | Raster, mask: Labels, side: int) -> tuple[InMemory,
     return InMemory(channels), _labels_at(_array(mask), small.shape[:2])
 
 
-def legend(
-    classes: Sequence[str],
-    colours: Sequence[RGB],
-    shares: Sequence[float] | None = None,
-    *,
-    width: int = 360,
-    ignored: float = 0.0,
-) -> Image.Image:
-    """Names beside their colours, in columns; with `shares` (0..1) those above 0 only, the largest first.
-
-    At most 40 are named. `ignored` is the share that does not count, which then has a line of its own.
-    """
-    entries = list(_entries(classes, colours, shares, ignored))
-    lengths = [font(12).getlength(name) + (font(12).getlength(said) + 8 if said else 0) for name, said, _ in entries]
-    column = min(max(math.ceil(max(lengths, default=0)) + 20 + GAP, 90), width)
-    columns = max(1, min(width // column, len(entries)))
-    rows = math.ceil(len(entries) / columns)
-    paper = Image.new("RGB", (width, max(rows * 19, 1)), PAPER)
-    draw = ImageDraw.Draw(paper)
-    for place, (name, said, colour) in enumerate(entries):
-        left, top = place // rows * column, place % rows * 19
-        _write_entry(draw, (left, top), (name, said), colour, column - GAP)
-    return paper
-
-
-def with_legend(picture: Image.Image, key: Image.Image, *, title: str = "") -> Image.Image:
-    """A picture on paper, its title above and its legend below."""
-    head = 24 if title else 0
-    width, margin = max(picture.width, key.width), 12
-    paper = Image.new("RGB", (width + 2 * margin, head + picture.height + key.height + 3 * margin), PAPER)
-    if title:
-        text = shortened(clean(title), width, font(13))
-        ImageDraw.Draw(paper).text((margin, margin - 2), text, font=font(13), fill=INK)
-    paper.paste(picture, (margin, margin + head))
-    paper.paste(key, (margin, picture.height + head + 2 * margin))
-    return paper
-
-
 def comparison(
     pixels: Pixels | Raster,
     truth: Labels,
@@ -221,39 +180,6 @@ def _side_by_side(panels: Sequence[Image.Image], column: int) -> Image.Image:
     for place, panel in enumerate(panels):
         paper.paste(panel, (place * (column + GAP), 0))
     return paper
-
-
-def _entries(
-    classes: Sequence[str], colours: Sequence[RGB], shares: Sequence[float] | None, ignored: float
-) -> Iterator[tuple[str, str, RGB | None]]:
-    """Name, share in words, and colour of each line; no colour is the hatching."""
-    order: Sequence[int] = range(len(classes))
-    if shares is not None:
-        order = sorted((place for place in order if shares[place] > 0), key=lambda place: -shares[place])
-    for place in order[:MOST_ENTRIES]:
-        yield clean(classes[place]), "" if shares is None else _percent(shares[place]), colours[place]
-    if len(order) > MOST_ENTRIES:
-        yield f"and {len(order) - MOST_ENTRIES} more", "", (255, 255, 255)
-    if ignored:
-        yield "not labelled", "" if shares is None else _percent(ignored), None
-
-
-def _percent(share: float) -> str:
-    return "< 0.1 %" if 0 < share < 0.001 else f"{share:.1%}".replace("%", " %")
-
-
-def _write_entry(
-    draw: ImageDraw.ImageDraw, place: tuple[int, int], said: tuple[str, str], colour: RGB | None, room: int
-) -> None:
-    left, top = place
-    box = (left, top + 2, left + 11, top + 13)
-    draw.rectangle(box, fill=colour or GREY, outline=FAINT if colour and min(colour) > 200 else None)
-    if colour is None:
-        draw.line((left, top + 13, left + 11, top + 2), fill="#ffffff")
-    taken = font(12).getlength(said[1]) + 8 if said[1] else 0
-    name = shortened(said[0], round(room - 18 - taken), font(12))
-    draw.text((left + 18, top), name, font=font(12), fill=INK)
-    draw.text((left + 18 + font(12).getlength(name) + 8, top), said[1], font=font(12), fill=FAINT)
 
 
 def _drawn_size(height: int, width: int, side: int | None) -> tuple[int, int]:
