@@ -5,6 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pytest
+
 import hostile
 
 HEIGHT, WIDTH = 48, 64
@@ -89,3 +92,23 @@ def yolo(root: Path, files: Mapping[str, str], classes: Sequence[str] = ("cat", 
     if classes:
         (root / "classes.txt").write_text("\n".join(classes) + "\n")
     return root
+
+
+def packed(mask: np.ndarray) -> dict[str, Any]:
+    """A mask as COCO's packed run-length code, by pycocotools."""
+    code = pytest.importorskip("pycocotools.mask").encode(np.asfortranarray(mask.astype(np.uint8)))
+    return {"size": list(code["size"]), "counts": code["counts"].decode()}
+
+
+def runs(mask: np.ndarray) -> dict[str, Any]:
+    """A mask as COCO's plain run-length code."""
+    flat = mask.ravel(order="F").astype(int)
+    edges = np.flatnonzero(np.diff(flat)) + 1
+    counts = np.diff([0, *edges, len(flat)]).tolist()
+    return {"size": list(mask.shape), "counts": ([0] if flat[0] else []) + counts}
+
+
+def blob(seed: int = 0) -> np.ndarray:
+    y, x = np.mgrid[:HEIGHT, :WIDTH]
+    draw = np.random.default_rng(seed)
+    return (y - draw.integers(15, 30)) ** 2 + (x - draw.integers(20, 40)) ** 2 < draw.integers(20, 150)

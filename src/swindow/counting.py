@@ -132,7 +132,8 @@ def count(model: Model, size: int | Size) -> Counts:
 def _run(twin: Model, images: Tensor) -> None:
     """All that an answer costs: a detector's regions have no number without values, so it judges made-up ones."""
     if twin.task == "detect":
-        twin.head.rehearse(twin.outputs(images))
+        head: Any = twin.head
+        head.rehearse(twin.outputs(images))
     else:
         twin(images)
 

@@ -98,7 +98,7 @@ EVERY = [
     ("mask_rcnn_resnet_18", {"num_classes": 5, "masks": False, "width": 8, "pyramid_width": 8, "box_width": 16}),
     ("cascade_mask_rcnn_swin_v2_tiny_w8", CASCADE),
     ("cascade_mask_rcnn_swin_tiny", CLASSIC),
-    ("retinanet_swin_tiny", RETINANET | {"tower_norm": "group"}),
+    ("retinanet_swin_tiny", RETINANET | {"tower_norm": "group", "pyramid_width": 64}),
     ("detr_resnet50", DETR),
     ("detr_swin_tiny", {name: value for name, value in (SWIN | DETR).items() if name != "width"} | {"masks": True}),
 ]
@@ -345,7 +345,7 @@ def of_torchvision(kind: str, *, frozen: bool = True) -> nn.Module:
     torch.manual_seed(0)
     body = ResNet(BasicBlock, [1, 1, 1, 1], norm_layer=FrozenBatchNorm2d if frozen else nn.BatchNorm2d)
     retinanet, second = "retinanet" in kind, kind.endswith("v2")
-    width, stages = (32, (2, 3, 4)) if retinanet else (16, (1, 2, 3, 4))
+    width, stages = (64, (2, 3, 4)) if retinanet else (16, (1, 2, 3, 4))
     more: Any = LastLevelP6P7(512 if second else width, width) if retinanet else LastLevelMaxPool()
     layers = {f"layer{stage}": str(number) for number, stage in enumerate(stages)}
     pyramid = BackboneWithFPN(body, layers, [32 * 2**stage for stage in stages], width, more)
@@ -370,9 +370,20 @@ def of_torchvision(kind: str, *, frozen: bool = True) -> nn.Module:
     for name, weight in model.named_parameters():
         if name.endswith(("bbox_pred.weight", "bbox_reg.weight")):
             weight.data.mul_(0.3)  # boxes near their anchors
-        if ".cls_score." in name:
-            weight.data.mul_(0.05)  # and several classes likely
-    return model.double().eval()
+    return balanced(model.double().eval())
+
+
+def balanced(model: Any) -> nn.Module:
+    """With no class of regions more likely than others on the whole: each is some region's."""
+    if hasattr(model, "roi_heads"):
+        seen: list[Tensor] = []
+        predictor = model.roi_heads.box_predictor
+        hook = predictor.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].mean(0)))
+        with torch.no_grad():
+            model(list(pictures()))
+            predictor.cls_score.bias.copy_(-predictor.cls_score.weight @ seen[0])
+        hook.remove()
+    return model
 
 
 def pictures() -> Tensor:

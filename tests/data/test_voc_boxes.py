@@ -114,9 +114,9 @@ def test_entities_are_refused_at_once_and_never_looked_up(tmp_path: Path, text: 
 
     watching = True
     sys.addaudithook(watch)
-    began = time.perf_counter()
+    began = time.process_time()
     assert read_voc_file(str(path), faults, "keep") is None
-    spent = time.perf_counter() - began
+    spent = time.process_time() - began
     watching = False
     assert touched == [str(path)]
     assert spent <= 0.05

@@ -127,8 +127,9 @@ def test_other_descriptions_are_no_business_of_ours(tmp_path: Path, classes: Any
 
 def test_words_are_what_yaml_says(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(
-        "names: ['it''s', \"a, \\\"b\\\"\", c d, #no\n  ]\n".replace(", #no\n  ]", "]  # yes")
-        + "download: |\n  import os\n  - what: [ever\nurl: https://example.org/a#b\n'quoted key': x: y\nempty:\nother: []\n"
+        "names: ['it''s', \"a, \\\"b\\\"\",  # yes\n    c d ]\n"
+        "download: |\n  import os\n  - what: [ever\n"
+        "url: https://example.org/a#b\n'quoted key': x: y\nempty:\nother: []\n"
     )
     assert read_yaml(tmp_path / "a.yaml") == {
         "names": ["it's", 'a, "b"', "c d"],

@@ -9,7 +9,7 @@ from swindow.heads.anchors import AnchorShapes, anchors, outside, protruding
 from swindow.heads.detect import CONVENTIONS
 from swindow.objects import Frames
 
-GRIDS, STRIDES = [(24, 40), (12, 20), (6, 10), (3, 5), (2, 3)], (4, 8, 16, 32, 64)
+GRIDS, STRIDES = [(24, 40), (12, 20), (6, 10), (3, 5), (2, 3)], (4.0, 8.0, 16.0, 32.0, 64.0)
 
 
 @pytest.mark.parametrize("scales", [(8.0,), (4.0, 4 * 2 ** (1 / 3), 4 * 2 ** (2 / 3))], ids=["one", "three"])
@@ -41,12 +41,7 @@ def test_openmmlab_s() -> None:
 def test_whose_middle_is_in_no_picture() -> None:
     boxes = torch.tensor([[0.0, 0.0, 20.0, 20.0], [30.0, 0.0, 50.0, 10.0], [0.0, 30.0, 10.0, 70.0]])
     found = outside(boxes, Frames((64, 64), ((64, 64), (64, 40), (50, 64), (10, 10))))
-    assert found.tolist() == [
-        [False, False, False],
-        [False, True, False],
-        [False, False, True],
-        [True, True, True],
-    ]
+    assert found.tolist() == [[False, False, False], [False, True, False], [False, False, True], [True, True, True]]
 
 
 def test_which_stick_out() -> None:

@@ -59,13 +59,7 @@ def test_maps_of_one_stride_become_a_pyramid() -> None:
     fpn = FPN((16,) * 4, (16,) * 4, 8)
     found = fpn(tuple(torch.randn(2, 4, 6, 16) for _ in range(4)))
     assert fpn.strides == (4, 8, 16, 32, 64)
-    assert [tuple(x.shape) for x in found] == [
-        (2, 8, 16, 24),
-        (2, 8, 8, 12),
-        (2, 8, 4, 6),
-        (2, 8, 2, 3),
-        (2, 8, 1, 2),
-    ]
+    assert [tuple(x.shape) for x in found] == [(2, 8, 16, 24), (2, 8, 8, 12), (2, 8, 4, 6), (2, 8, 2, 3), (2, 8, 1, 2)]
 
 
 @pytest.mark.parametrize("kind", ["pool", "conv", "relu_conv"])

@@ -5,21 +5,21 @@ import math
 import pytest
 import torch
 from torch import Tensor, nn
-from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops import MultiScaleRoIAlign, batched_nms
 
 from plain_boxes import suppressed
 from swindow.errors import ConfigError, ShapeError
 from swindow.heads import MaskRcnnConfig, RegionConfig
 from swindow.heads.assigning import BACKGROUND
-from swindow.heads.detect import CONVENTIONS
+from swindow.heads.detect import CONVENTIONS, best_of
 from swindow.heads.extracting import extracted, levels_of
 from swindow.heads.judging import found_in, mask_loss, samples_of
 from swindow.heads.region_heads import BoxHead, ConvNorm, MaskHead
 from swindow.model import build
 from swindow.objects import Detections, Frames, Objects, Targets, no_objects
 from swindow.ops.boxes import decode
-from tiny_rcnns import CLASSES, CONVENTIONS as BOTH
-from tiny_rcnns import KINDS, batch, objects, rcnn, stirred, targets, total
+from tiny_rcnns import CLASSES, KINDS, batch, objects, rcnn, stirred, targets, total
+from tiny_rcnns import CONVENTIONS as BOTH
 
 KIND = pytest.mark.parametrize("kind", KINDS)
 CONVENTION = pytest.mark.parametrize("convention", BOTH)
@@ -224,29 +224,29 @@ def test_nothing_sure_enough_is_nothing_found() -> None:
 def test_regions_are_read_from_the_map_that_fits() -> None:
     sides = torch.tensor([1.0, 50, 111.9, 112, 223, 224, 447, 448, 5000, 0])
     regions = torch.stack([torch.zeros(10), torch.zeros(10), sides, sides], 1)
-    assert levels_of(regions, (4, 8, 16, 32)).tolist() == [0, 0, 0, 1, 1, 2, 2, 3, 3, 0]
-    assert levels_of(regions, (2, 4)).tolist() == [0, 0, 1, 1, 1, 1, 1, 1, 1, 0]
+    assert levels_of(regions, (4.0, 8.0, 16.0, 32.0)).tolist() == [0, 0, 0, 1, 1, 2, 2, 3, 3, 0]
+    assert levels_of(regions, (2.0, 4.0)).tolist() == [0, 0, 1, 1, 1, 1, 1, 1, 1, 0]
 
 
 @CONVENTION
 def test_cells_are_torchvision_s_where_it_aligns_alike(convention: str) -> None:
-    maps, frames = batch((256, 256), (200, 256))
+    maps, _ = batch((256, 256), (200, 256))
     levels = tuple(x.permute(0, 3, 1, 2)[:, :8] for x in maps)
     low = torch.rand(30, 2) * 100
     boxes = torch.cat([low, low + 10 + torch.rand(30, 2) * 140], 1)
     details = CONVENTIONS[convention]._replace(aligned=False)  # type: ignore[index]
-    found = extracted(levels, (4, 8, 16, 32), (boxes[:20], boxes[20:]), 7, details)
+    found = extracted(levels, (4.0, 8.0, 16.0, 32.0), (boxes[:20], boxes[20:]), 7, details)
     pool = MultiScaleRoIAlign(["0", "1", "2", "3"], 7, details.samples)
     expected = pool({str(i): x for i, x in enumerate(levels)}, [boxes[:20], boxes[20:]], [(256, 256)] * 2)
-    assert len(levels_of(boxes, (4, 8, 16, 32)).unique()) > 1
+    assert len(levels_of(boxes, (4.0, 8.0, 16.0, 32.0)).unique()) > 1
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-    nothing = extracted(levels, (4, 8, 16, 32), (boxes[:0], boxes[:0]), 7, details)
+    nothing = extracted(levels, (4.0, 8.0, 16.0, 32.0), (boxes[:0], boxes[:0]), 7, details)
     assert nothing.shape == (0, 8, 7, 7)
 
 
 def test_an_aligned_cell_is_the_mean_of_its_pixels() -> None:
     x = torch.randn(1, 2, 32, 32)
-    cells = extracted((x,), (4,), (torch.tensor([[8.0, 16, 64, 72]]),), 7, CONVENTIONS["openmmlab"])
+    cells = extracted((x,), (4.0,), (torch.tensor([[8.0, 16, 64, 72]]),), 7, CONVENTIONS["openmmlab"])
     torch.testing.assert_close(cells[0], x[0, :, 4:18, 2:16].unflatten(2, (7, 2)).unflatten(1, (7, 2)).mean((2, 4)))
 
 
@@ -422,3 +422,22 @@ def test_made_up_regions_run_every_layer() -> None:
         head.rehearse(head(maps, frames))
     assert ran == {name.rpartition(".")[0] for name in head.state_dict()}
     assert math.isfinite(float(head.boxes[0].logits.weight.detach().sum()))
+
+
+@pytest.mark.parametrize("most", [5, 400, 3000])
+@pytest.mark.parametrize("side", [5.0, 60.0])
+def test_of_many_boxes_those_stay_that_would_stay_of_all(side: float, most: int) -> None:
+    low = torch.rand(6000, 2) * 100
+    boxes = torch.cat([low, low + side + torch.rand(6000, 2) * side], 1)
+    scores, groups = torch.rand(6000), torch.randint(0, 3, (6000,))
+    expected = batched_nms(boxes, scores, groups, 0.5)[:most]
+    assert torch.equal(best_of(boxes, scores, groups, 0.5, most), expected)
+
+
+def test_few_boxes_stay_as_in_any_textbook() -> None:
+    low = torch.rand(300, 2) * 60
+    boxes = torch.cat([low, low + 5 + torch.rand(300, 2) * 30], 1)
+    scores, groups = torch.rand(300), torch.randint(0, 4, (300,))
+    found = best_of(boxes, scores, groups, 0.4, 60)
+    assert found.tolist() == suppressed(boxes, scores, groups, 0.4, 60)
+    assert best_of(boxes[:0], scores[:0], groups[:0], 0.4, 60).tolist() == []

@@ -249,7 +249,7 @@ def test_outcomes_have_their_own_colours_and_misses_are_dashed():
     scores = [0.9, 0.5, 0.8, 0.5]
     picture = drawn(grey(120, 310, 255), boxes, [0, 1, 0, 1], scores, outcomes=outcomes, side=None, tags=False)
     lines = {name: len(places(picture, OUTCOMES[name])) for name in outcomes}
-    assert lines["hit"] == lines["false alarm"] == 4 * 49
+    assert lines["hit"] == lines["false alarm"] == 2 * (50 + 50) * 2 - 16  # two pixels wide, hollow
     assert 0.4 * lines["hit"] < lines["missed"] < 0.7 * lines["hit"]
     assert lines["ignored"] == lines["missed"]
     assert OUTCOMES["ignored"] == GREY

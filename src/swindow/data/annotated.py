@@ -159,16 +159,15 @@ class PartReader:
         if masks and table.outlines is not None:
             outlines = table.outlines[np.arange(of.start, of.stop)].masks(table.boxes[of], self.size(row))
         areas = torch.from_numpy(table.areas[of].copy())
-        if outlines is not None:
-            own = outlines.sum(dim=(1, 2)).float()
-        else:
-            own = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+        if bool(areas.isnan().any()):
+            own = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1) if outlines is None else outlines.sum(dim=(1, 2)).float()
+            areas = torch.where(areas.isnan(), own, areas)
         return Objects(
             boxes=boxes,
             labels=torch.from_numpy(table.labels[of].copy()),
             masks=outlines,
             crowd=torch.from_numpy(table.crowd[of].copy()),
-            areas=torch.where(areas.isnan(), own, areas),
+            areas=areas,
         )
 
     def labels(self, row: int) -> np.ndarray:

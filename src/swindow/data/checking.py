@@ -62,7 +62,8 @@ class CheckReport:
     def text(self) -> str:
         """The report as lines: one a problem, then the sums."""
         images = ", ".join(f"{split} {count:,}" for split, count in self.images.items())
-        head = f"{self.source}: {len(self.classes)} classes, images: {images or 'none'}"
+        count = len(self.classes)
+        head = f"{self.source}: {count} class{'es' if count != 1 else ''}, images: {images or 'none'}"
         head += f"; {self.notes}" if self.notes else ""
         if not self.problems:
             return f"{head}\nno problems"

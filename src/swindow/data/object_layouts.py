@@ -58,11 +58,7 @@ def coco_places(source: Path) -> ObjectPlaces | None:
     """
     if source.is_file():
         return _coco_beside(source) if source.suffix.lower() == ".json" else None
-    found: dict[str, list[Path]] = {}
-    for file in _candidates(source):
-        split = _split_of(file)
-        if split is not None:
-            found.setdefault(split, []).append(file)
+    found = _by_split(source, named=True) or _by_split(source, named=False)
     if not found:
         return None
     if len(found) > 1 and POOL in found:
@@ -134,12 +130,12 @@ def unlike(names: Sequence[str], path: Path) -> tuple[str, ...]:
 
 def _coco_beside(file: Path) -> ObjectPlaces:
     """The file, and where it is the training split, those of the other splits that lie where it does."""
-    split = _split_of(file, sniff=False) or POOL
+    split = _split_of(file) or POOL
     root = file.parent
     if split != "train":
         return ObjectPlaces(kind="coco", root=str(root), files={split: file})
     found: dict[str, list[Path]] = {}
-    for path in _siblings(file):
+    for path in filter(_is_coco, _siblings(file)):
         found.setdefault(_split_of(path) or "", []).append(path)
     others = {name: found[name][0] for name in ("val", "test") if len(found.get(name, ())) == 1}
     note = ", ".join(f"{name} from {path.name}" for name, path in others.items())
@@ -156,6 +152,16 @@ def _siblings(file: Path) -> list[Path]:
     return [path for path in beside if path != file and [p for p in _words(path) if p not in SPLIT_NAMES] == rest]
 
 
+def _by_split(root: Path, *, named: bool) -> dict[str, list[Path]]:
+    """The JSON files of objects in a folder: those with the usual names, or else with any."""
+    found: dict[str, list[Path]] = {}
+    for file in _candidates(root):
+        split = _split_of(file)
+        if split is not None and _is_named(file) == named and _is_coco(file):
+            found.setdefault(split, []).append(file)
+    return found
+
+
 def _candidates(root: Path) -> list[Path]:
     folders = [root]
     for folder in subfolders(root):
@@ -164,14 +170,16 @@ def _candidates(root: Path) -> list[Path]:
     return [file for folder in folders for file in sorted(folder.glob("*.json"))]
 
 
-def _split_of(file: Path, *, sniff: bool = True) -> str | None:
-    """The split that a file's name says, `POOL` if it says none, and None where it is no COCO JSON of objects."""
-    words = _words(file)
-    splits = {SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES}
-    known = all(word in SPLIT_NAMES or word in _COCO_WORDS for word in words)
-    if len(splits) > 1 or (sniff and not (known and _is_coco(file))):
+def _split_of(file: Path) -> str | None:
+    """The split that a file's name says, `POOL` if it says none, and None if it says two."""
+    splits = {SPLIT_NAMES[word] for word in _words(file) if word in SPLIT_NAMES}
+    if len(splits) > 1:
         return None
     return splits.pop() if splits else POOL
+
+
+def _is_named(file: Path) -> bool:
+    return all(word in SPLIT_NAMES or word in _COCO_WORDS for word in _words(file))
 
 
 def _is_coco(file: Path) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor
 from swindow.errors import require
 from swindow.objects import Size
 
-NEAR = 4  # polygons reaching further than so many sides of their picture are cut before they are filled
+NEAR = 30  # polygons reaching further than so many sides of their picture are cut: filling takes as long as they are
 
 
 class Outlines:
@@ -117,7 +117,7 @@ def _corners(box: Sequence[float]) -> list[float]:
 
 
 def _near(polygon: list[float], size: Size) -> list[float]:
-    """The polygon, cut to the neighbourhood of the picture if it reaches far beyond: filling takes its length."""
+    """The polygon, cut to the neighbourhood of the picture if it reaches far beyond it."""
     far = NEAR * max(size)
     if max(polygon) <= far and min(polygon) >= -far:
         return polygon

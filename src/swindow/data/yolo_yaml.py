@@ -1,6 +1,7 @@
 """The part of YAML in which YOLO's data sets are described: keys with a word, a list or a table of names each."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from swindow.errors import DataError
@@ -33,20 +34,34 @@ def read_yaml(path: Path) -> dict[str, Yaml]:
         raise DataError(f"{name_of(path)}: cannot be read as YAML ({error}); save it as UTF-8") from error
     found: dict[str, Yaml] = {}
     key, script = "", False
-    for number, line in enumerate(text.splitlines(), start=1):
-        plain = _uncommented(line)
-        if not plain.strip() or plain.strip() in ("---", "..."):
+    for number, line in _whole_lines(text):
+        if script and line[0] in " \t":  # such as how to download it
             continue
-        if script and plain[0] in " \t":  # such as how to download it
-            continue
-        script = plain.endswith((": |", ": >", ": |-", ": >-"))
+        script = line.endswith((": |", ": >", ": |-", ": >-"))
         try:
-            key = _add(found, key, plain.rstrip("|>-") if script else plain)
+            key = _add(found, key, line.rstrip("|>-") if script else line)
         except ValueError as error:
             raise DataError(
                 f"{name_of(path)}, line {number}: {line.strip()[:60]!r} {error}; write key: value, or names as a list"
             ) from error
     return found
+
+
+def _whole_lines(text: str) -> Iterator[tuple[int, str]]:
+    """Number and text of each line that says something, comments left out; a list in brackets as one line."""
+    begun, first = "", 0
+    for number, line in enumerate(text.splitlines(), start=1):
+        plain = _uncommented(line)
+        if begun:
+            begun += f" {plain.strip()}"
+        elif plain.strip() not in ("", "---", "..."):
+            begun, first = plain, number
+        opened = re.match(r"[^\s'\"#-][^'\"#]*?:\s*([\[{])", begun)
+        if begun and (opened is None or begun.endswith({"[": "]", "{": "}"}[opened[1]])):
+            yield first, begun
+            begun = ""
+    if begun:
+        yield first, begun
 
 
 def _add(found: dict[str, Yaml], key: str, line: str) -> str:

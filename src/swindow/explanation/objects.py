@@ -86,7 +86,7 @@ def explain_object(one: ReadyModel, photo: Pixels, name: str, asked: Question) -
     )
 
 
-def padded(one: ReadyModel, photo: Pixels) -> tuple[Images, Frames]:
+def padded(one: ReadyModel, photo: Pixels) -> tuple[Float[Tensor, "1 C _ _"], Frames]:
     """A picture as the model takes it, alone, with zeros to the right and below up to the sides that the head needs.
 
     Raises:

@@ -38,7 +38,7 @@ class FPN(nn.Module):
         super().__init__()
         flat = is_flat(strides)
         self.pyramid = SimplePyramid(channels) if flat else None
-        own: tuple[float, ...] = strides_of(strides[0], len(strides)) if flat else strides
+        own = strides_of(strides[0], len(strides)) if flat else tuple(float(stride) for stride in strides)
         self.strides = (*own, *(own[-1] * 2**step for step in range(1, extra_levels + 1)))
         """Pixels per cell of each map."""
         self.extra, self.extra_levels, self.extra_from = extra, extra_levels, extra_from
