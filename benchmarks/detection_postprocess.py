@@ -1,9 +1,10 @@
 """From what a box head says of regions to detections, against torchvision: `python benchmarks/detection_postprocess.py`.
 
 Logits and deltas of 80 classes for 1,000 regions in, the boxes, scores and labels of one picture out: ours by
-`swindow.heads.judging.found_in`, and `RoIHeads.postprocess_detections`, whose answers are the same. Once as of a trained detector, which is sure of one
-class or none of a region, once with a score threshold of 0, where every region may be of every class. Runs alternate; a
-ratio is the median over rounds of ours by theirs, of wall time and, steadier on a shared machine, of processor time.
+`swindow.heads.judging.found_in`, and torchvision's `RoIHeads.postprocess_detections`, whose answers are the same. Once
+as of a trained detector, which is sure of one class or none of a region, once with a score threshold of 0, where every
+region may be of every class. Runs alternate; a ratio is the median over rounds of ours by theirs, of wall time and,
+steadier on a shared machine, of processor time.
 Prints a table and writes benchmarks/results/detection-postprocess-DATE.json unless --quick.
 """
 

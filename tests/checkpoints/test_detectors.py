@@ -392,6 +392,17 @@ def pictures() -> Tensor:
     return nn.functional.interpolate(coarse, size=(64, 96), mode="nearest")
 
 
+def assert_same_found(one: Detections, other: Detections) -> None:
+    """The same scores in the same order, of the same boxes and classes; equally sure ones may change places."""
+    assert len(one) == len(other) > 10
+    assert (one.scores - other.scores).abs().max() <= 1e-5
+    apart = (one.boxes[:, None] - other.boxes).abs().amax(-1) + 1e3 * (one.labels[:, None] != other.labels)
+    apart = apart + 1e3 * ((one.scores[:, None] - other.scores).abs() > 1e-5)
+    nearest, which = apart.min(1)
+    assert nearest.max() <= 1e-3
+    assert len(which.unique()) == len(which)
+
+
 TORCHVISION = {"maskrcnn": 5, "fasterrcnn": 5, "retinanet": 6, "retinanet_v2": 6}
 
 
@@ -420,11 +431,8 @@ def test_torchvision_s_detections_are_found_here(kind: str, frozen: bool, tmp_pa
         ours = found.double()(images)
     shift = 0 if "retinanet" in kind else 1
     for one, other in zip(ours, theirs_found(peer, images, shift), strict=True):
-        assert len(one) == len(other) > 10
-        assert torch.equal(one.labels, other.labels)
         assert len(one.labels.unique()) > 1
-        assert (one.boxes - other.boxes).abs().max() <= 1e-3
-        assert (one.scores - other.scores).abs().max() <= 1e-5
+        assert_same_found(one, other)
     if kind == "maskrcnn":
         with torch.no_grad():
             pasted = peer(list(images))[0]["masks"][:5, 0] > 0.5
@@ -447,8 +455,7 @@ def test_torchvision_loads_what_we_write(kind: str, tmp_path: Path) -> None:
     images = pictures()[:1]
     with torch.no_grad():
         (one,), (other,) = model.double()(images), theirs_found(peer, images, 0 if "retinanet" in kind else 1)
-    assert torch.equal(one.labels, other.labels)
-    assert (one.boxes - other.boxes).abs().max() <= 1e-3
+    assert_same_found(one, other)
 
 
 @pytest.mark.parametrize("kind", ["maskrcnn", "fasterrcnn", "retinanet"])
@@ -472,8 +479,7 @@ def test_what_torchvision_published_before_its_names_changed_is_read_with_norms_
     images = pictures()[:1]
     with torch.no_grad():
         (one,), (other,) = found.double()(images), theirs_found(peer, images, 0 if kind == "retinanet" else 1)
-    assert torch.equal(one.labels, other.labels)
-    assert (one.scores - other.scores).abs().max() <= 1e-5
+    assert_same_found(one, other)
     new = {**peer.state_dict()}
     torch.save(new, tmp_path / "new.pth")
     assert load(tmp_path / "new.pth", say=lambda _: None, norm_eps=0.0).config.backbone == found.config.backbone

@@ -20,10 +20,11 @@ from safetensors.torch import load_file, save_file
 from swindow import classes
 from swindow.backbones import VARIANTS
 from swindow.checkpoints import load
+from swindow.checkpoints.converting import save_as
 from swindow.checkpoints.detector_facts import usual_for_objects
 from swindow.checkpoints.hub import NAMED, NamedWeights, resolve
 from swindow.errors import CheckpointError, MissingExtra, UnknownName
-from swindow.model import MODELS
+from swindow.model import MODELS, build
 from swindow.ops.windows import relative_position_index
 from swindow.preprocess import Preprocess
 from vit_peers import assert_close, scramble
@@ -369,6 +370,53 @@ class TestOpenmmlab:
         assert name == f"{entry.variant}.mmseg_ade20k"
         assert entry.fields == {"image_size": config.image_size, "window": window, "drop_path": 0.3}
         assert (entry.licence, entry.source) == ("mit", f"openmmlab/upernet-swin-{size}")
+
+
+class TestDetectors:
+    """Published detectors, small, in places of ours."""
+
+    def test_facebook_s_detr_is_what_its_repository_and_the_list_of_names_say(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from transformers import DetrConfig, DetrForObjectDetection
+
+        shape = {f"{part}_{what}": 1 for part in ("encoder", "decoder") for what in ("layers", "ffn_dim")}
+        theirs = DetrForObjectDetection(DetrConfig(backbone="resnet18", d_model=32, num_labels=91, **shape)).eval()
+        theirs.save_pretrained(tmp_path)
+        asked: list[tuple[str, str]] = []
+
+        def download(source: str, file: str, **fields: Any) -> str:
+            asked.append((source, file))
+            return str(tmp_path / file)
+
+        monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+        said: list[str] = []
+        model = load("detr_resnet50.fb_coco", say=said.append)
+        assert asked == [("facebook/detr-resnet-50", "model.safetensors")]
+        assert "assumed" not in said[0]
+        assert (model.config.name, model.classes) == ("detr_resnet50", classes.coco_by_id())
+        assert model.preprocess == usual_for_objects(3)
+
+    def test_torchvision_s_file_of_old_names_needs_nothing_said(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        name = "mask_rcnn_resnet_50.tv_coco_boxes"
+        own = build(
+            "mask_rcnn_resnet_18", masks=False, convention="torchvision", num_classes=90, width=8, norm="frozen"
+        )
+        state = torch.load(save_as(own, tmp_path / "new.pth", "torchvision"), weights_only=True)
+        old = {re.sub(r"(blocks\.\d)\.0\.|(head\.conv)\.0\.0\.", r"\1\2.", key): x for key, x in state.items()}
+        torch.save(old, tmp_path / NAMED[name].file)
+        digest = hashlib.sha256((tmp_path / NAMED[name].file).read_bytes()).hexdigest()
+        monkeypatch.setattr("swindow.checkpoints.hub.NAMED", {name: dataclasses.replace(NAMED[name], sha256=digest)})
+        monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+        (tmp_path / "checkpoints").symlink_to(tmp_path)
+        said: list[str] = []
+        model = load(name, say=said.append)
+        assert "assumed" not in said[0]
+        assert (model.config.name, model.config.backbone.norm_eps) == ("mask_rcnn_resnet_50", 0.0)  # type: ignore[union-attr]
+        assert model.classes == classes.coco_from_1()
+        assert model.config.head.convention == "torchvision"
 
 
 class TestTorchvision:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 import swindow
 from swindow.errors import ConfigError, UnknownName
 from swindow.model import Model
+from swindow.objects import Frames
 from swindow.ops.cpu import native
 from swindow.optimizing import Optimized, cpu
 from tiny_segmenters import HEADS, segmenter, stirred
@@ -288,3 +289,20 @@ def test_amx_goes_to_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
     _, did = cpu.optimize_for_cpu(tiny("swin"), size=(32, 32), dtype=torch.bfloat16, batch=1)
     assert any("AMX" in line for line in did)
+
+
+@pytest.mark.parametrize("name", ["mask_rcnn_swin_nano", "detr_swin_nano", "retinanet_resnet_18"])
+@pytest.mark.parametrize("kernels", [True, False])
+def test_detectors_have_a_fast_backbone_and_their_own_head(
+    name: str, kernels: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not kernels:
+        monkeypatch.setattr(native, "refusal", lambda: "none here")
+    model = swindow.build(name, num_classes=3, **({"width": 16} if "resnet" in name else {})).eval()
+    x, frames = torch.randn(2, 3, 48, 64), Frames((48, 64), ((48, 64), (40, 50)))
+    fast = swindow.optimize(model, size=(48, 64), batch=2)
+    for ours, plain in zip(fast(x, frames), model(x, frames), strict=True):
+        torch.testing.assert_close(ours.scores, plain.scores, atol=1e-4, rtol=1e-4)
+    half = swindow.optimize(model, dtype="bf16")
+    assert half(x)[0].boxes.dtype == torch.float32
+    assert any("backbone's weights and tokens in bfloat16" in line for line in half.did)

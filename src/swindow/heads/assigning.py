@@ -3,10 +3,10 @@
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
-from torchvision.ops import box_iou
 
 from swindow.objects import Objects
 from swindow.ops.boxes import covered
+from swindow.ops.vision import box_iou
 
 BACKGROUND = -1
 NEITHER = -2

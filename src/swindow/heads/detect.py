@@ -7,10 +7,10 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
-from torchvision.ops import batched_nms
 
 from swindow.errors import ConfigError
 from swindow.ops.boxes import LARGEST
+from swindow.ops.vision import batched_nms
 
 Convention = Literal["openmmlab", "torchvision"]
 

@@ -11,7 +11,6 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.ops import generalized_box_iou_loss
 
 from swindow.errors import ConfigError, ShapeError
 from swindow.heads.detect import DetectorConfig, best_of
@@ -21,6 +20,7 @@ from swindow.heads.pyramid import SimplePyramid, as_map, is_flat
 from swindow.heads.transformer import Transformer, sine_positions
 from swindow.objects import Detections, Frames, Objects, Size, Targets
 from swindow.ops.boxes import centred, clipped, cornered, limits
+from swindow.ops.vision import generalized_box_iou_loss
 from swindow.shapes import Pyramid
 
 

@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.ops import sigmoid_focal_loss
 
 from swindow.heads.transformer import Padding, attention_scores
+from swindow.ops.vision import sigmoid_focal_loss
 
 
 class MaskAttention(nn.Module):

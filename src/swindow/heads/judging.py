@@ -6,7 +6,6 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.ops import generalized_box_iou_loss, roi_align
 
 from swindow.errors import ShapeError
 from swindow.heads.assigning import assigned, drawn
@@ -15,6 +14,7 @@ from swindow.heads.extracting import numbered
 from swindow.heads.rcnn_config import RcnnConfig
 from swindow.objects import Frames, Objects
 from swindow.ops.boxes import clipped, decode, encode, limits
+from swindow.ops.vision import generalized_box_iou_loss, roi_align
 
 Boxes = tuple[Tensor, ...]  # N 4 of each picture
 

@@ -6,10 +6,10 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
-from torchvision.ops import generalized_box_iou
 
 from swindow.errors import require
 from swindow.ops.boxes import cornered
+from swindow.ops.vision import generalized_box_iou
 
 
 class Costs(NamedTuple):

@@ -11,7 +11,6 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 
 from swindow.errors import ConfigError
 from swindow.heads.anchors import AnchorShapes, anchors, outside
@@ -20,6 +19,7 @@ from swindow.heads.detect import CONVENTIONS, Convention, DetectorConfig, best_o
 from swindow.heads.fpn import FPN, ExtraFrom
 from swindow.objects import Detections, Frames, Size, Targets
 from swindow.ops.boxes import clipped, decode, encode, limits
+from swindow.ops.vision import generalized_box_iou_loss, sigmoid_focal_loss
 from swindow.shapes import Pyramid
 
 

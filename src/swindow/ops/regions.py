@@ -11,10 +11,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torchvision.ops import roi_align
 
 from swindow.ops.cpu import native
 from swindow.ops.cpu.branches import DTYPES, enough
+from swindow.ops.vision import roi_align
 
 
 def region_align(

@@ -3,12 +3,12 @@
 from typing import Any
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
 from swindow.devices import DTYPES
 from swindow.errors import ConfigError, UnknownName
 from swindow.model import Model
+from swindow.objects import Frames
 from swindow.shapes import Images
 
 __all__ = ["Optimized", "optimize"]
@@ -31,8 +31,8 @@ class Optimized(nn.Module):
         super().train(False)
 
     @torch.no_grad()
-    def forward(self, images: Images) -> Float[Tensor, "B ..."]:
-        return self.network(images)
+    def forward(self, images: Images, frames: Frames | None = None) -> Any:
+        return self.network(images) if frames is None else self.network(images, frames)
 
     def train(self, mode: bool = True) -> "Optimized":
         """Nothing: it stays as it is, in a model that is trained too."""
@@ -74,7 +74,8 @@ def optimize(
 
     On a CPU, weights are packed for its vector units and whole branches of blocks run as single kernels, from norm to
     residual, where our kernels can be built; elsewhere layers run through oneDNN with GELU folded in. On a GPU it is
-    compiled, and for small batches captured as a CUDA graph. `Optimized.did` says which.
+    compiled, and for small batches captured as a CUDA graph. `Optimized.did` says which. Of a detector, for a CPU only,
+    the backbone is made fast; it is called as the detector is.
 
     Args:
         size: height and width of the images in pixels that it will mostly see; None is what the model is made for.
@@ -96,6 +97,10 @@ def optimize(
     if batch < 1 or min(height, width) < 1:
         raise ConfigError(f"batch {batch} of {height}x{width} pixels: all must be at least 1")
     device = next(model.parameters()).device
+    if device.type == "cuda" and model.task == "detect":
+        raise ConfigError(
+            f"{model.config.name} finds objects, and on a GPU optimize takes models that do not; use it as it is"
+        )
     if device.type == "cuda":
         from swindow.optimizing.gpu import optimize_for_gpu
 

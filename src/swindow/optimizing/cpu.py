@@ -14,6 +14,7 @@ from swindow.backbones.windowed import WindowedBackbone
 from swindow.heads import upernet
 from swindow.layers import Linear, Mlp, PatchEmbed, PatchMerge
 from swindow.model import Model
+from swindow.objects import Detections, Frames, whole_frames
 from swindow.ops import cpu
 from swindow.ops.cpu import native
 from swindow.ops.cpu.branches import DTYPES, PLAIN, AttentionBranch, LinearLayer, MlpBranch
@@ -31,7 +32,26 @@ def optimize_for_cpu(model: Model, *, size: Size, dtype: torch.dtype, batch: int
         size: height and width of the images in pixels, and
         batch: how many at a time: what oneDNN packs weights for. Our own kernels take any alike.
     """
+    if model.task == "detect":
+        return _detector(model, size=size, dtype=dtype, batch=batch)
     answers = next(model.parameters()).dtype
+    copy, did = _prepared(model, size=size, dtype=dtype, batch=batch)
+    if dtype != answers:
+        did.append(f"weights and tokens in {_name(dtype)}")
+    return Cast(copy.to(dtype), dtype, answers), did
+
+
+def _detector(model: Model, *, size: Size, dtype: torch.dtype, batch: int) -> tuple[nn.Module, list[str]]:
+    """The same of a detector, whose head stays as it is: half-precision boxes would lie pixels aside."""
+    answers = next(model.parameters()).dtype
+    copy, did = _prepared(model, size=size, dtype=dtype, batch=batch)
+    if dtype != answers:
+        did.append(f"the backbone's weights and tokens in {_name(dtype)}, the head's in {_name(answers)}")
+    return Detector(copy.backbone.to(dtype), copy.head, dtype, answers), did
+
+
+def _prepared(model: Model, *, size: Size, dtype: torch.dtype, batch: int) -> tuple[Model, list[str]]:
+    """A frozen copy with our kernels, or packed layers where they cannot run, in its own dtype but for those."""
     copy = frozen(model)  # before the cast: constants are computed in the wider dtype
     did = ["frozen: position biases, scales and their like are computed once and kept"]
     did += _with_folded_norms(copy)
@@ -40,13 +60,12 @@ def optimize_for_cpu(model: Model, *, size: Size, dtype: torch.dtype, batch: int
         why = "AMX, which they do not know, multiplies several times as fast"
     if why is None:
         did += _with_kernels(copy, dtype)
-    copy = copy.to(dtype)
     if why is not None:
+        packed = copy.backbone if model.task == "detect" else copy
+        packed.to(dtype)
         did.append(f"our kernels are not used: {why}")
-        did += _with_packed_layers(copy, dtype, batch * size[0] * size[1])
-    if dtype != answers:
-        did.append(f"weights and tokens in {_name(dtype)}")
-    return Cast(copy, dtype, answers), did
+        did += _with_packed_layers(packed, dtype, batch * size[0] * size[1] // model.config.backbone.strides[0] ** 2)
+    return copy, did
 
 
 class Cast(nn.Module):
@@ -59,6 +78,20 @@ class Cast(nn.Module):
     def forward(self, images: Images) -> Tensor:
         with torch.autocast("cpu", enabled=False):
             return self.network(images.to(self.dtype).contiguous()).to(self.answers)
+
+
+class Detector(nn.Module):
+    """A backbone that computes in `dtype` below a head that computes and answers in `answers`."""
+
+    def __init__(self, backbone: nn.Module, head: nn.Module, dtype: torch.dtype, answers: torch.dtype) -> None:
+        super().__init__()
+        self.backbone, self.head, self.dtype, self.answers = backbone, head, dtype, answers
+
+    def forward(self, images: Images, frames: Frames | None = None) -> tuple[Detections, ...]:
+        with torch.autocast("cpu", enabled=False):
+            maps = self.backbone(images.to(self.dtype).contiguous())
+            outputs = self.head(tuple(x.to(self.answers) for x in maps), frames or whole_frames(images))
+            return self.head.decode(outputs)  # type: ignore[operator]  # a head's
 
 
 class Embed(nn.Module):
@@ -258,13 +291,13 @@ def _with_kernels(model: Model, dtype: torch.dtype) -> list[str]:
     return [said[kind].format(number) for kind, number in made.items()] + kept
 
 
-def _with_packed_layers(model: Model, dtype: torch.dtype, pixels: int) -> list[str]:
+def _with_packed_layers(model: nn.Module, dtype: torch.dtype, tokens: int) -> list[str]:
     """Exchange linear layers for packed ones, in place, where oneDNN takes this dtype."""
     if not torch.backends.mkldnn.is_available() or dtype not in DTYPES:
         return ["nothing is packed: oneDNN has no layers for this"]
     number = 0
+    rows = max(1, tokens)
     for parent, name, child in list(_children(model)):
-        rows = max(1, pixels // _stride_of(model) ** 2)
         if isinstance(child, Mlp):
             parent._modules[name] = PackedMlp(child, rows)
             number += 2
@@ -283,7 +316,3 @@ def _children(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _stride_of(model: Model) -> int:
-    return model.config.backbone.strides[0]
