@@ -1,4 +1,4 @@
-"""From what a box head says of regions to detections, against torchvision: `python benchmarks/detection_postprocess.py`.
+"""From what a box head says of regions to detections, by torchvision and by us: run `detection_postprocess.py`.
 
 Logits and deltas of 80 classes for 1,000 regions in, the boxes, scores and labels of one picture out: ours by
 `swindow.heads.judging.found_in`, and torchvision's `RoIHeads.postprocess_detections`, whose answers are the same. Once

@@ -1,5 +1,5 @@
 """Writes docs/models.md: every variant, what it costs, whose weights there are, whose formats it goes into and out of;
-segmenters, and the fields of their heads.
+segmenters and detectors, and the fields of their heads.
 
 python docs/models_table.py            writes the page; a test compares it with what this would write
 """
@@ -16,7 +16,17 @@ from swindow.backbones import VARIANTS
 from swindow.checkpoints.formats import FORMATS
 from swindow.checkpoints.hub import NAMED
 from swindow.counting import count
-from swindow.heads import SegmenterConfig, UNetConfig, UperNetConfig
+from swindow.heads import (
+    CascadeMaskRcnnConfig,
+    DetrConfig,
+    RcnnConfig,
+    RegionConfig,
+    RetinaNetConfig,
+    SegmenterConfig,
+    UNetConfig,
+    UperNetConfig,
+)
+from swindow.heads.detect import DetectorConfig
 from swindow.model import build
 
 PAGE = Path(__file__).with_name("models.md")
@@ -29,6 +39,7 @@ paper (`swindow info NAME --size H W` counts at any other). Published weights lo
 or, for Microsoft's and OpenMMLab's, against an independent model of their names and equations.
 
 [Segmenters](#segmenters) put a UPerNet or a U-Net decoder behind any of them: `upernet_swin_tiny`, `unet_swin_micro`.
+[Detectors](#detectors) put a Mask R-CNN, a cascade, a RetinaNet or a DETR there: `mask_rcnn_swin_tiny`.
 
 This page is written by `python docs/models_table.py`.
 """
@@ -51,12 +62,40 @@ NAMES = (
     *("upernet_vit_base", "upernet_resnet_50"),
     *("swin_unet", "swin_unet_v2", "unet_resnet_50", "unet_swin_micro"),
 )
+DETECTORS = """
+## Detectors
+
+Any variant above after `mask_rcnn_` ([He et al. 2017](https://arxiv.org/abs/1703.06870); without masks it is Faster
+R-CNN), `cascade_mask_rcnn_` ([Cai and Vasconcelos 2019](https://arxiv.org/abs/1906.09756), as published with Swin),
+`retinanet_` ([Lin et al. 2017](https://arxiv.org/abs/1708.02002)) or `detr_`
+([Carion et al. 2020](https://arxiv.org/abs/2005.12872)) finds objects: boxes, and masks where it was taught them. 80
+classes; `detr_resnet50` and `detr_resnet101` are the published models, with 91 and a stem and a first stage that do not
+learn. MACs with 1,000 regions for each box head and 100 for each mask head, as the papers count them.
+`swindow models 'mask_rcnn_*'` lists and counts all.
+
+| model | parameters | G MACs | at | formats |
+|---|---:|---:|---:|---|
+"""
+FINDERS = (
+    *(f"{head}_swin_{size}" for head in ("mask_rcnn", "cascade_mask_rcnn") for size in ("tiny", "small", "base")),
+    *(f"{head}_swin_v2_tiny_w8" for head in ("mask_rcnn", "cascade_mask_rcnn")),
+    *("mask_rcnn_resnet_50", "mask_rcnn_vit_base", "retinanet_swin_tiny", "retinanet_resnet_50"),
+    *("detr_resnet50", "detr_resnet101", "detr_swin_tiny"),
+)
 FIELDS = """
 ### Fields of their heads
 
 Keywords of `swindow.build` like those of the backbone, and of `--fields` in `swindow train`. A loss's weight is what it
 is multiplied with before the losses are added; a pixel labelled as ignored counts in none of them.
 """
+DETECTOR_FIELDS: tuple[tuple[str, type, str], ...] = (
+    ("All", DetectorConfig, ""),
+    ("Mask R-CNN and cascade", RcnnConfig, ""),
+    ("their proposals", RegionConfig, "regions."),
+    ("cascade", CascadeMaskRcnnConfig, ""),
+    ("RetinaNet", RetinaNetConfig, ""),
+    ("DETR", DetrConfig, ""),
+)
 ABOUT = {
     "swin": ("Swin", "[Liu et al. 2021](https://arxiv.org/abs/2103.14030); S3: [Chen et al. 2021]"
              "(https://arxiv.org/abs/2111.14725); `nano` and `micro` are ours, for small images"),
@@ -83,6 +122,10 @@ def page() -> str:
     parts.append(FIELDS)
     for title, head in (("Both", SegmenterConfig), ("UPerNet", UperNetConfig), ("U-Net", UNetConfig)):
         parts.append(f"| {title} | default | |\n|---|---|---|\n" + "\n".join(field_rows(head)) + "\n")
+    parts.append(DETECTORS + "\n".join(map(detector_row, FINDERS)))
+    parts.append("\n### Their fields\n\n`regions.…` are fields of the proposals: `--fields regions.scales 4`.\n")
+    for title, head, before in DETECTOR_FIELDS:
+        parts.append(f"| {title} | default | |\n|---|---|---|\n" + "\n".join(field_rows(head, before)) + "\n")
     return "\n".join(parts).rstrip() + "\n"
 
 
@@ -113,7 +156,19 @@ def segmenter_row(name: str) -> str:
     return f"| `{name}` | {counts.parameters:,} | {counts.macs / 1e9:,.2f} | {size} | {held} |"
 
 
-def field_rows(head: type) -> list[str]:
+def detector_row(name: str) -> str:
+    """A detector's line of the table."""
+    with torch.device("meta"):
+        model = build(name)
+    shape, head = model.config.backbone, model.config.head
+    size = (800, 1066) if head.kind == "detr" else (800, 1280)
+    counts = count(model, size)
+    held = formats(shape.kind, head.kind)
+    cost = f"{counts.macs / 1e9:,.1f}"
+    return f"| `{name}` | {counts.parameters:,} | {cost} | {size[0]}×{size[1]} | {held} |"
+
+
+def field_rows(head: type, before: str = "") -> list[str]:
     """A line for each field that a head's config adds to its parent's or changes: name, default, docstring."""
     body = next(node.body for node in ast.parse(inspect.getsource(head)).body if isinstance(node, ast.ClassDef))
     values = {field.name: field.default for field in dataclasses.fields(head)}
@@ -122,7 +177,9 @@ def field_rows(head: type) -> list[str]:
         documented = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and documented:
             about = " ".join(str(after.value.value).replace("``", "`").split())
-            lines.append(f"| `{node.target.id}` | `{values[node.target.id]!r}` | {about} |")
+            value = values[node.target.id]
+            shown = "below" if dataclasses.is_dataclass(value) else f"`{value!r}`"
+            lines.append(f"| `{before}{node.target.id}` | {shown} | {about} |")
     return lines
 
 

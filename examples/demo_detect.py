@@ -21,12 +21,12 @@ SIDE = 160
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/demo-detect"), help="run folder; numbered if taken")
-    parser.add_argument("--minutes", type=float, default=4.0, help="time to train")
+    parser.add_argument("--epochs", type=int, default=12, help="passes over the desks")
     asked = parser.parse_args()
     out = free(asked.out)
     desks = paint_desks(out / "desks")
 
-    config = swindow.configure(str(desks), out=str(out / "run"), max_minutes=asked.minutes)
+    config = swindow.configure(str(desks), size=320, out=str(out / "run"), epochs=asked.epochs, eval_every=4)
     result = swindow.train(config)
 
     photos = sorted((desks / "test").iterdir())

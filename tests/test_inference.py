@@ -1,6 +1,7 @@
 """A detector asked about pictures of any sizes: what it gets to see, and where its answers lie."""
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -97,3 +98,13 @@ def test_what_cannot_be_asked(tiny, monkeypatch):
     monkeypatch.setattr(model, "forward", lambda images, frames: answer)
     with pytest.raises(TrainingDiverged, match="not finite"):
         asked.detect(pictures([(33, 33)]))
+
+
+@pytest.mark.parametrize("layer", ["classifier", "boxes.2"])
+def test_an_answer_that_is_not_finite_is_no_empty_one(layer):
+    model = tiny_detr()
+    torch.nn.init.constant_(model.head.get_submodule(layer).weight, math.nan)
+    asked = ready(model, device="cpu")
+    with pytest.raises(TrainingDiverged, match="not finite"):
+        asked.detect(pictures([(33, 33)]))
+    assert not model.head._forward_hooks

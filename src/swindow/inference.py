@@ -51,7 +51,7 @@ class ReadyModel:
         Raises:
             ConfigError: this is no detector, or its preprocessing leaves parts of a picture out or adds a border.
             DataError: a picture that would be blown up beyond ``limits.max_resized_pixels``.
-            TrainingDiverged: boxes or scores that are not finite.
+            TrainingDiverged: logits, boxes or scores that are not finite.
         """
         self._refuse_for_detection()
         pictures = [pixels] if isinstance(pixels, Tensor) and pixels.ndim == 3 else list(pixels)
@@ -59,10 +59,13 @@ class ReadyModel:
             return []
         sources = [(picture.shape[1], picture.shape[2]) for picture in pictures]
         images, frames = self._on_canvas([self.preprocess.resize(picture, limits=limits) for picture in pictures])
+        finite: list[Tensor] = []
         with evaluating(self.model), torch.inference_mode(), autocast(self.device, self.precision):
-            answers = self.model(images, frames)
+            with _watched(self.model.head, finite):
+                answers = self.model(images, frames)
         found = [answer.cpu().resized(size) for answer, size in zip(answers, sources, strict=True)]
-        if not all(one.boxes.isfinite().all() and one.scores.isfinite().all() for one in found):
+        finite += [values.isfinite().all() for one in found for values in (one.boxes, one.scores)]
+        if not all(finite):
             raise TrainingDiverged("the model's answer is not finite; try precision fp32, or an earlier checkpoint")
         return found
 
@@ -137,3 +140,17 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+@contextlib.contextmanager
+def _watched(head: nn.Module, finite: list[Tensor]) -> Iterator[None]:
+    """While it is asked, note whether its outputs are finite: what is not is no detection, and would go unseen."""
+
+    def note(_: nn.Module, __: Any, outputs: Any) -> None:
+        finite.extend(values.isfinite().all() for values in outputs if isinstance(values, Tensor))
+
+    hook = head.register_forward_hook(note)
+    try:
+        yield
+    finally:
+        hook.remove()

@@ -379,13 +379,14 @@ def few_objects(facts: Facts) -> TrainConfig:
 
     Pictures are enlarged or reduced until typical objects have a side of 64 pixels, within a short side of 256 to 512.
     """
-    epochs = _epochs(facts, images=12_000, least=5)
-    size = round(facts.side * 64 / (facts.object_side or 64) / 32) * 32
+    fitting = round(facts.side * 64 / (facts.object_side or 64) / 32) * 32
+    size = facts.size or min(max(fitting, 256), 512)
+    epochs = _epochs(facts, images=12_000 * 320**2 // size**2, least=5)
     return TrainConfig(
         recipe="few-objects",
         model=facts.model or "mask_rcnn_resnet_18",
         fields={} if facts.model else _SLIM,
-        size=facts.size or min(max(size, 256), 512),
+        size=size,
         fit="within",
         epochs=epochs,
         batch=4,

@@ -25,9 +25,9 @@ from swindow.checkpoints.formats import format_named
 from swindow.checkpoints.own import card_text
 from swindow.classes import coco, coco_by_id
 from swindow.errors import CheckpointError, ConfigError
-from swindow.heads.cascade import CascadeMaskRcnnConfig
 from swindow.heads.detr import DetrConfig
 from swindow.heads.mask_rcnn import MaskRcnnConfig
+from swindow.heads.regions import RegionConfig
 from swindow.heads.retinanet import RetinaNetConfig
 from swindow.model import Model, build
 from swindow.objects import Detections
@@ -54,6 +54,7 @@ DETR: dict[str, Any] = RESNET | {
     "decoder_layers": 3,
     "num_queries": 7,
 }
+PROPOSALS = RegionConfig(proposals=(2000, 1000))
 CLASSES = ("person", "car", "dog", 'a "lake"', "дом")
 WITHIN = Preprocess(size=(800, 1333), mean=IMAGENET_MEAN, std=IMAGENET_STD, fit="within", interpolation="bilinear")
 
@@ -780,7 +781,66 @@ def test_a_classifier_takes_a_detector_s_backbone_and_the_other_way_round(tmp_pa
     }
 
 
-def test_configs_found_in_published_shapes_are_the_defaults() -> None:
-    """What `load` finds in a file is what `build` has by name, so that a published file needs no field."""
-    assert CascadeMaskRcnnConfig().box_convs == 4
-    assert (MaskRcnnConfig().masks, RetinaNetConfig().first_stage) == (True, 1)
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("builder", "expected"),
+    [
+        ("maskrcnn_resnet50_fpn", MaskRcnnConfig(num_classes=90, convention="torchvision", regions=PROPOSALS)),
+        (
+            "fasterrcnn_resnet50_fpn",
+            MaskRcnnConfig(num_classes=90, masks=False, convention="torchvision", regions=PROPOSALS),
+        ),
+        (
+            "retinanet_resnet50_fpn",
+            RetinaNetConfig(num_classes=91, convention="torchvision", most_detections=300, extra_from="level"),
+        ),
+        (
+            "retinanet_resnet50_fpn_v2",
+            RetinaNetConfig(
+                num_classes=91, convention="torchvision", most_detections=300, tower_norm="group", box_loss="giou"
+            ),
+        ),
+    ],
+)
+def test_at_full_size_torchvision_s_are_what_their_builders_build(builder: str, expected: Any, tmp_path: Path) -> None:
+    from torchvision.models import detection
+
+    torch.manual_seed(0)
+    peer = getattr(detection, builder)(weights=None, weights_backbone=None).eval()
+    torch.save(peer.state_dict(), tmp_path / "theirs.pth")
+    found, report = quietly(tmp_path / "theirs.pth")
+    assert found.config.head == expected
+    assert (found.config.backbone.depths, found.config.backbone.norm) == ((3, 4, 6, 3), "batch")  # type: ignore[union-attr]
+    assert "COCO's names" in report
+    count = sum(x.numel() for x in peer.parameters())
+    spare = (4 * (1024 + 1) if "rcnn" in builder else 0) + (256 + 1 if "mask" in builder else 0)  # background's
+    assert sum(x.numel() for x in found.parameters()) == count - spare
+    images = torch.rand(1, 3, 128, 160)
+    with torch.no_grad():
+        theirs = peer.backbone(images)
+        ours = found.head.fpn(found.backbone(images))
+    for one, other in zip(ours, theirs.values(), strict=True):
+        assert_close(one, other, 1e-4)
+
+
+@pytest.mark.slow
+def test_at_full_size_transformers_detr_is_the_published_one(tmp_path: Path) -> None:
+    from transformers import DetrConfig as TheirConfig
+    from transformers import DetrForObjectDetection
+
+    torch.manual_seed(0)
+    labels = {"id2label": dict(enumerate(coco_by_id())), "label2id": {"N/A": 0}}
+    theirs = DetrForObjectDetection(TheirConfig(backbone="resnet50", num_labels=91, **labels)).eval()
+    theirs.save_pretrained(tmp_path / "theirs")
+    found, _ = quietly(tmp_path / "theirs")
+    built = build("detr_resnet50")
+    assert found.config == built.config
+    assert found.classes == coco_by_id()
+    learned = [x.numel() for x in found.parameters() if x.requires_grad]
+    assert sum(learned) == 41_302_368
+    assert sum(x.numel() for x in found.parameters()) == 41_524_768
+    images = torch.randn(1, 3, 128, 160)
+    with torch.no_grad():
+        outputs, expected = found.outputs(images), theirs(images)
+    assert (outputs.logits[-1] - expected.logits).abs().max() <= 1e-4
+    assert (outputs.boxes[-1] - expected.pred_boxes).abs().max() <= 1e-4

@@ -4,6 +4,7 @@
 * `containers`: any file's tensors, read without executing anything
 * `formats`, `layouts`, `tables`, `names`, `rules`, `buffers`: whose names and shapes they are
 * `describing`, `decoders`, `evidence`, `facts`: which model that makes
+* `detectors` and `detector_…`: the same of heads that find objects
 * `fitting`: weights of one size in a model of another; `loading`, `converting`: all of it together
 """
 

@@ -171,7 +171,7 @@ def _read_images(file: CocoFile, find: Find, faults: Faults, limits: ImageLimits
             decoded.append(_decoded(_IMAGE, text, f"{where}, image {_number(text, place)}"))
         except AnnotationError as error:
             faults.add("bad-image", file.path, str(error).split("; ")[0])
-            table.left_out.add(_loosely(text).get("id", ""))
+            table.left_out.add(_number(text, ""))
     locate = find([image.file_name for image in decoded])
     measure = PictureSizes(len(decoded), faults, limits)
     for image in decoded:
@@ -261,7 +261,8 @@ class _AnnotationReader:
         self.ids.append(number if isinstance(number, int) else len(self.ids))
         self.classes.append(label)
         self.boxes.extend(one.bbox)
-        self.areas.append(one.area if one.area is not None and one.area > 0 else np.nan)
+        usable = one.area is not None and 0 < one.area <= size[0] * size[1]
+        self.areas.append(one.area if usable else np.nan)
         self.crowd.append(bool(one.iscrowd))
         self.beyond.append(beyond)
         self.text += outline
@@ -323,8 +324,8 @@ def _decoded(decoder: Any, text: msgspec.Raw, where: str) -> Any:
         raise AnnotationError(f"{where}: {_words(error)}; repair it", "bad-json") from error
 
 
-def _number(text: msgspec.Raw, place: int) -> int | str:
-    """The number of something that cannot be understood, or which it is, from 0."""
+def _number(text: msgspec.Raw, place: int | str) -> int | str:
+    """The number of something that cannot be understood, or `place`: which it is, from 0."""
     number = _loosely(text).get("id")
     return number if isinstance(number, (int, str)) else place
 

@@ -64,8 +64,9 @@ def run_fault(runs: np.ndarray | None, code_size: Sequence[int], size: Size) -> 
         return f"a run-length code of {code_size[1]} × {code_size[0]} in a picture of {size[1]} × {size[0]}"
     if runs is None or (len(runs) and runs.min() < 0):
         return "a run-length code that is damaged"
-    if runs.sum() != size[0] * size[1]:
-        return f"a run-length code of {int(runs.sum()):,} pixels in a picture of {size[0] * size[1]:,}"
+    pixels = runs.sum(dtype=np.float64)  # which does not wrap around
+    if pixels != size[0] * size[1]:
+        return f"a run-length code of {int(pixels):,} pixels in a picture of {size[0] * size[1]:,}"
     return ""
 
 

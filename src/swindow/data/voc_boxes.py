@@ -18,6 +18,7 @@ from swindow.errors import DataError, require
 from swindow.images import name_of
 
 XML_FOLDERS = frozenset({"annotations", "annotation", "xml", "xmls"})
+_MOST_SIDE = 2**31 - 1  # of a picture; what says more says nothing
 PICTURE_FOLDERS = frozenset({"jpegimages", "images", "imgs", "img", "image", "pngimages"})
 
 
@@ -104,7 +105,9 @@ def _number(text: str | None) -> float | None:
 
 def _size(root: Any) -> tuple[int, int] | None:
     height, width = (_number(root.findtext(f"size/{side}")) for side in ("height", "width"))
-    return (int(height), int(width)) if height and width and min(height, width) >= 1 else None
+    if not height or not width or not 1 <= min(height, width) <= max(height, width) <= _MOST_SIDE:
+        return None
+    return int(height), int(width)
 
 
 def _has_xml(folder: Path) -> bool:

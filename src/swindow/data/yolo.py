@@ -4,6 +4,7 @@ Five columns are a box: class, x and y of its centre, width, height. Seven or mo
 """
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -118,7 +119,7 @@ def _images_at(place: str, base: str, path: Path) -> list[Paired]:
     """The images of a folder or list; Roboflow's ``../train/images`` lies beside the description all the same."""
     here = path.parent
     tries = [here / base / place, here / place, here / place.removeprefix("../"), Path(base) / place]
-    found = next((each for each in tries if each.exists()), None)
+    found = next((each for each in tries if os.path.exists(each)), None)  # noqa: PTH110 - exists() raises as is_file() does
     if found is None:
         raise DataError(f"{name_of(path)}: {place!r} is not there; correct the path, or remove it")
     return _listed(found) if found.is_file() else _in_folder(found)
@@ -184,20 +185,19 @@ def _listed(path: Path) -> list[Paired]:
     for line in filter(None, lines):
         parts = Path(line).parts
         tries = [path.parent.joinpath(*parts[start:]) for start in range(len(parts))]
-        pairs.append(_paired(str(next((each for each in tries if each.is_file()), tries[0]))))
+        pairs.append(_paired(str(next(filter(os.path.isfile, tries), tries[0]))))
     return pairs
 
 
 def _paired(image: str) -> Paired:
-    label = _label_of(Path(image))
-    there = Path(image).is_file()
-    return Paired(image, str(label) if label.is_file() or not there else "", there)
+    label, there = str(_label_of(Path(image))), os.path.isfile(image)  # noqa: PTH113 - is_file() raises if a name is too long
+    return Paired(image, label if os.path.isfile(label) or not there else "", there)  # noqa: PTH113
 
 
 def _label_of(image: Path) -> Path:
     """Where the text of an image lies: the last folder called images becomes labels, or else beside it."""
     parts = list(image.with_suffix(".txt").parts)
     last = next((place for place in range(len(parts) - 2, -1, -1) if parts[place].lower() in IMAGE_FOLDERS), None)
-    if last is not None and Path(*parts[:last], LABEL_FOLDER).is_dir():
+    if last is not None and os.path.isdir(Path(*parts[:last], LABEL_FOLDER)):  # noqa: PTH112
         parts[last] = LABEL_FOLDER
     return Path(*parts)

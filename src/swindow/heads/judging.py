@@ -134,6 +134,7 @@ def moved(
     own = _of_class(wide(deltas), labels)
     boxes = decode(own, rows[:, 1:], config.deviations[stage], smallest=config.details.smallest_growth)
     boxes = clipped(boxes, limits(frames, like=boxes)[rows[:, 0].long()])
+    boxes = boxes.nan_to_num(nan=0.0)  # a loss that is not finite is told by who sees it: no map has such a place
     return boxes.split([len(one) for one in regions])
 
 
