@@ -16,7 +16,10 @@ def blocks(page):
     return re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.M | re.S)
 
 
-RUN = [ROOT / "README.md", *(ROOT / "docs" / name for name in ("train.md", "segment.md", "checkpoints.md"))]
+RUN = [
+    ROOT / "README.md",
+    *(ROOT / "docs" / name for name in ("train.md", "segment.md", "detect.md", "checkpoints.md")),
+]
 
 
 @pytest.mark.parametrize("page", RUN, ids=lambda page: page.name)
@@ -63,7 +66,9 @@ def test_the_table_of_models_is_up_to_date():
 
 
 def test_every_flag_in_the_guide_exists(capsys):
-    guide = "".join((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("train.md", "segment.md"))
+    guide = "".join(
+        (ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("train.md", "segment.md", "detect.md")
+    )
     guide = re.sub(r"^swindow .*", "", guide, flags=re.M)  # flags of other commands too: tested above
     with pytest.raises(SystemExit):
         cli.main(["train", "--help"])

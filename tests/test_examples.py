@@ -1,4 +1,4 @@
-"""The short examples run and say what they promise; the long ones are `make demo` and `make demo-segment`."""
+"""The short examples run and say what they promise; the long ones are `make demo`, `demo-segment` and `demo-detect`."""
 
 import re
 import runpy
@@ -67,3 +67,26 @@ def test_painted_towns_are_the_same_every_time_and_their_masks_belong_to_them(tm
 def test_all_are_short():
     for path in set(EXAMPLES.glob("*.py")) - {EXAMPLES / "demo_segment.py"}:  # which paints its own data
         assert len(path.read_text(encoding="utf-8").splitlines()) <= 50, path
+
+
+def test_painted_desks_are_the_same_every_time_and_their_outlines_lie_on_things(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    demo = runpy.run_path(str(EXAMPLES / "demo_detect.py"))
+    (picture, things), (again, _), (other, _) = [
+        demo["paint_desk"](np.random.default_rng(number)) for number in (3, 3, 4)
+    ]
+    assert np.array_equal(picture, again)
+    assert not np.array_equal(picture, other)
+    assert things
+    boxes = [(outline.min(0), outline.max(0)) for _, outline in things]
+    for first, (low, high) in enumerate(boxes):
+        assert (low >= 0).all()
+        assert (high <= picture.width).all()
+        assert all((high < lower).any() or (low > higher).any() or first == second or _apart(things, first, second)
+                   for second, (lower, higher) in enumerate(boxes))  # fmt: skip
+
+
+def _apart(things, first, second):
+    """Whether the outlines' nearest points are some pixels away from one another, though their boxes overlap."""
+    a, b = things[first][1], things[second][1]
+    return np.linalg.norm(a[:, None] - b[None], axis=-1).min() > 0.5

@@ -60,9 +60,13 @@ class ReadyModel:
         sources = [(picture.shape[1], picture.shape[2]) for picture in pictures]
         images, frames = self._on_canvas([self.preprocess.resize(picture, limits=limits) for picture in pictures])
         finite: list[Tensor] = []
-        with evaluating(self.model), torch.inference_mode(), autocast(self.device, self.precision):
-            with _watched(self.model.head, finite):
-                answers = self.model(images, frames)
+        with (
+            evaluating(self.model),
+            torch.inference_mode(),
+            autocast(self.device, self.precision),
+            _watched(self.model.head, finite),
+        ):
+            answers = self.model(images, frames)
         found = [answer.cpu().resized(size) for answer, size in zip(answers, sources, strict=True)]
         finite += [values.isfinite().all() for one in found for values in (one.boxes, one.scores)]
         if not all(finite):

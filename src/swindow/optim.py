@@ -40,8 +40,8 @@ class OptimConfig:
     warmup: float = 0.05
     """Share of the run over which the rate grows linearly from 0."""
     decay: Literal["cosine", "linear", "poly", "step", "none"] = "cosine"
-    """How the rate falls after the warm-up; poly is what is left of the way to the power of 0.9, step a tenth at each of
-    the milestones."""
+    """How the rate falls after the warm-up; poly is what is left of the way to the power of 0.9, step a tenth at each
+    of the milestones."""
     milestones: tuple[float, ...] = ()
     """Shares of the run, rising, after which the rate is a tenth of what it was (decay step only)."""
     final: float = 0.0

@@ -56,8 +56,9 @@ def test_more_frozen_stages_than_there_are():
         ResNetConfig(depths=(1, 1), frozen_stages=3)
 
 
-def test_optimize_folds_frozen_norms():
-    model = swindow.build("resnet_18", num_classes=3, **TINY, norm="frozen").eval()
+@pytest.mark.parametrize("eps", [1e-5, 0.0, 0.1])
+def test_optimize_folds_frozen_norms(eps):
+    model = swindow.build("resnet_18", num_classes=3, **TINY, norm="frozen", norm_eps=eps).eval()
     for module in model.modules():
         if isinstance(module, FrozenNorm):
             module.load_state_dict({name: torch.rand_like(buffer) + 0.5 for name, buffer in module.named_buffers()})

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -15,6 +16,7 @@ from PIL import Image
 import hostile
 from annotating import HEIGHT, WIDTH, blob, box, coco, packed, pictures, polygon, runs
 from swindow.data import ObjectConfig, check, open_data
+from swindow.data.outlines import run_fault
 from swindow.errors import DataError
 
 DROP = ObjectConfig(malformed="drop")
@@ -289,3 +291,31 @@ def test_peak_memory_is_at_most_eight_times_the_file(tmp_path: Path, megabytes: 
     ratio, objects = done.stdout.split()
     assert int(objects) == count
     assert float(ratio) <= 8, done.stdout
+
+
+@pytest.mark.parametrize("number", [[1], {"a": 1}, None, 1.5])
+def test_numbers_that_are_none_are_refused_like_others(tmp_path: Path, number: Any) -> None:
+    file = coco(tmp_path / "a.json", [box(1, 1)], images=2)
+    about = json.loads(file.read_text())
+    about["images"][1]["id"] = number
+    file.write_text(json.dumps(about))
+    with pytest.raises(DataError, match=r"a\.json, image .*id"):
+        open_data(file)
+    source: Any = open_data(file, objects=DROP, val_fraction=0.0)
+    assert len(source.train) == len(source.train.objects(0)) == 1
+
+
+@pytest.mark.parametrize("area", [1e300, 1e11, -5, 0, None])
+def test_areas_larger_than_a_picture_are_not_believed(tmp_path: Path, area: Any) -> None:
+    file = coco(tmp_path / "a.json", [box(1, 1, area=area), box(2, 1, area=123.5)])
+    source: Any = open_data(file, val_fraction=0.0)
+    assert source.train.objects(0).areas.tolist() == [320, 123.5]
+
+
+def test_runs_whose_sum_wraps_around_are_damaged() -> None:
+    pixels = HEIGHT * WIDTH
+    for wrong in ([2**62] * 4 + [pixels], [2**63 - 1, 2, 2**63 - 1, pixels]):
+        numbers = np.array(wrong, np.int64)
+        assert int(numbers.sum()) == pixels
+        assert "a run-length code of" in run_fault(numbers, (HEIGHT, WIDTH), (HEIGHT, WIDTH))
+    assert run_fault(np.array([5, pixels - 5]), (HEIGHT, WIDTH), (HEIGHT, WIDTH)) == ""

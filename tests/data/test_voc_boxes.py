@@ -227,3 +227,11 @@ def test_bccd_by_xml_and_by_json_differ_by_the_convention_alone() -> None:
         assert (one.boxes[:, 2:] == two.boxes[:, 2:]).all()
         assert (two.boxes[:, :2] - one.boxes[:, :2]).min() >= 0
         assert (two.boxes[:, :2] - one.boxes[:, :2]).max() <= 1
+
+
+def test_a_size_that_no_picture_has_is_none(tmp_path: Path) -> None:
+    for sides in ((10**300, WIDTH), (HEIGHT, 2**63)):
+        (tmp_path / "a.xml").write_text(voc_xml(voc_object(), size=sides))
+        said: Any = read_voc_file(str(tmp_path / "a.xml"), Faults(ObjectConfig()), "crowd")
+        assert said.size is None
+        assert len(said.objects) == 1

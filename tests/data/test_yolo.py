@@ -200,3 +200,18 @@ def test_planted_is_reported_exactly(tmp_path: Path, malformed: Any) -> None:
     if malformed == "stop":
         with pytest.raises(DataError, match=r"\(and \d+ more: `swindow data check` lists all\)"):
             open_data(tmp_path)
+
+
+def test_names_too_long_for_a_file_system_are_not_there(tmp_path: Path) -> None:
+    root = yolo(tmp_path, {"train/a": BOX})
+    long = "x" * 400
+    (root / "train.txt").write_text(f"images/train/a.png\n{long}/images/b.png\n{long}.png\n")
+    (root / "data.yaml").write_text("train: train.txt\nnames: [cat, dog]\n")
+    with pytest.raises(DataError, match=r"its image .*xxx.* is not there; "):
+        open_data(root)
+    source: Any = open_data(root, objects=ObjectConfig(malformed="drop"), val_fraction=0.0)
+    assert len(source.train) == 1
+    for line in (f"train: {long}", f"path: {long}\ntrain: nowhere"):
+        (root / "data.yaml").write_text(f"{line}\nnames: [cat, dog]\n")
+        with pytest.raises(DataError, match="is not there; correct the path"):
+            open_data(root)

@@ -150,3 +150,15 @@ def test_without_any_region_there_is_still_a_loss(monkeypatch: pytest.MonkeyPatc
     assert all(torch.equal(value, before[name]) for name, value in head.named_buffers())
     with torch.no_grad():
         assert [len(found) for found in head.eval().decode(head(maps, frames))] == [0, 0]
+
+
+@pytest.mark.parametrize("convention", ["openmmlab", "torchvision"])
+def test_boxes_that_are_not_finite_are_nowhere_and_the_loss_says_so(convention: str) -> None:
+    head = rcnn("cascade", convention=convention)
+    torch.nn.init.constant_(head.boxes[0].deltas.bias, math.nan)
+    maps, frames = batch((64, 96))
+    outputs = head(maps, frames)
+    assert len(head.decode(outputs)) == 1  # torchvision's RoIAlign would read beyond the map
+    losses = head.loss(outputs, targets(frames, 3))
+    assert losses["boxes_1"].isnan()
+    assert all(losses[f"classes_{stage}"].isfinite() for stage in (1, 2, 3))

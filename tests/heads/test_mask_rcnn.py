@@ -1,15 +1,16 @@
 """Detectors in two steps: what holds for one stage and for several, and the second step's parts against loops."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torchvision.ops import MultiScaleRoIAlign, batched_nms
+from torchvision.ops import MultiScaleRoIAlign, batched_nms, roi_align
 
 from plain_boxes import suppressed
 from swindow.errors import ConfigError, ShapeError
-from swindow.heads import MaskRcnnConfig, RegionConfig
+from swindow.heads import MaskRcnnConfig, RegionConfig, judging
 from swindow.heads.assigning import BACKGROUND
 from swindow.heads.detect import CONVENTIONS, best_of
 from swindow.heads.extracting import extracted, levels_of
@@ -268,6 +269,29 @@ def test_masks_to_learn_are_what_lies_in_the_region() -> None:
     for hard in (True, False):
         details = CONVENTIONS["openmmlab"]._replace(hard_masks=hard)
         torch.testing.assert_close(mask_loss(logits, drawn, (one,), details), expected)
+
+
+def test_masks_that_are_not_drawn_are_not_made_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of hundreds of objects in a large picture they would take gigabytes."""
+    config = rcnn(samples=8, share=0.5).config
+    crowded, other = objects((64, 64), 50), objects((64, 64), 3)
+    drawn = samples_of((torch.zeros(0, 4),) * 2, (crowded, other), config, 0)
+    logits, asked = torch.randn(7, 28, 28), []
+
+    def noted(maps: Tensor, *rest: Any, **more: Any) -> Tensor:
+        asked.append(len(maps))
+        return roi_align(maps, *rest, **more)
+
+    monkeypatch.setattr(judging, "roi_align", noted)
+    loss = mask_loss(logits, drawn, (crowded, other), config.details)
+    assert asked == [4, 3]
+    goals = []
+    for one, regions, which in zip((crowded, other), drawn.regions, drawn.which, strict=True):
+        for region, number in zip(regions, which.tolist(), strict=True):
+            row = torch.cat([torch.zeros(1), region])[None]
+            goals.append(roi_align(one.masks[None, number : number + 1].float(), row, 28, aligned=True)[0, 0] >= 0.5)
+    expected = nn.functional.binary_cross_entropy_with_logits(logits, torch.stack(goals).float())
+    torch.testing.assert_close(loss, expected)
 
 
 def test_the_masks_of_one_class_are_those_of_all() -> None:

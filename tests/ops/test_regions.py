@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import roi_align
 
+from swindow.errors import ShapeError
 from swindow.ops import regions as module
 from swindow.ops.cpu import native
 from swindow.ops.regions import region_align
@@ -91,3 +92,11 @@ def test_without_kernels_and_for_fp64_it_is_torchvision_s_own(monkeypatch):
     double = region_align(maps.double(), rows, 3, scale=0.25)
     assert double.dtype == torch.float64
     assert region_align(maps.bfloat16(), rows, 3, scale=0.25).dtype == torch.bfloat16
+
+
+@needs_kernels
+@pytest.mark.parametrize("number", [-1.0, 2.0, 1e9, math.nan])
+def test_a_map_that_is_not_there_is_not_read(number):
+    rows = torch.tensor([[0, 0, 0, 4, 4], [number, 0, 0, 4, 4]])
+    with pytest.raises(ShapeError, match="none of the 2; number them from 0"):
+        region_align(torch.randn(2, 3, 8, 8), rows, 2, scale=1.0)

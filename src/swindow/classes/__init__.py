@@ -6,6 +6,7 @@ the numbers 1 to 90, of which ten name nothing.
 
 import functools
 import gzip
+from collections.abc import Callable
 from importlib.resources import files
 from typing import NamedTuple
 
@@ -64,7 +65,11 @@ def class_names(name: str) -> tuple[str, ...]:
     Raises:
         UnknownName: no such list.
     """
-    others = {"coco": coco, "coco_by_id": coco_by_id, "coco_from_1": coco_from_1}
+    others: dict[str, Callable[[], tuple[str, ...]]] = {
+        "coco": coco,
+        "coco_by_id": coco_by_id,
+        "coco_from_1": coco_from_1,
+    }
     if name not in LISTS and name not in others:
         raise UnknownName("list of classes", name, [*LISTS, *others])
     return others[name]() if name in others else _names(LISTS[name])

@@ -261,8 +261,8 @@ class _AnnotationReader:
         self.ids.append(number if isinstance(number, int) else len(self.ids))
         self.classes.append(label)
         self.boxes.extend(one.bbox)
-        usable = one.area is not None and 0 < one.area <= size[0] * size[1]
-        self.areas.append(one.area if usable else np.nan)
+        area = one.area or 0.0
+        self.areas.append(area if 0 < area <= size[0] * size[1] else np.nan)
         self.crowd.append(bool(one.iscrowd))
         self.beyond.append(beyond)
         self.text += outline

@@ -121,8 +121,9 @@ def _mask_goals(one: Objects, regions: Tensor, which: Tensor, side: int, *, alig
         return regions.new_zeros(0, side, side)
     if one.masks is None:
         raise ShapeError("objects have boxes alone; give a head with masks=False, or data with masks")
-    rows = torch.cat([which[:, None].to(regions.dtype), regions], dim=1)
-    return roi_align(one.masks[:, None].to(regions.dtype), rows, side, aligned=aligned)[:, 0]
+    used, own = which.unique(return_inverse=True)  # of hundreds of objects, not all are found
+    rows = torch.cat([own[:, None].to(regions.dtype), regions], dim=1)
+    return roi_align(one.masks[used, None].to(regions.dtype), rows, side, aligned=aligned)[:, 0]
 
 
 def moved(

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from swindow.errors import ShapeError
 from swindow.ops.cpu import native
 from swindow.ops.cpu.branches import DTYPES, enough
 from swindow.ops.vision import roi_align
@@ -33,6 +34,9 @@ def region_align(
         scale: cells of the map for each unit of the regions.
         samples: along each side of a cell; 0 is as many as it has cells of the map's.
         aligned: a cell's value belongs to its middle (half a cell aside otherwise).
+
+    Raises:
+        ShapeError: on a CPU, the number of a map that there is not.
     """
     if _runs_ours(maps, regions):
         return _Align.apply(maps, regions, size, scale, samples, aligned)
@@ -62,6 +66,8 @@ class _Align(torch.autograd.Function):
         ctx: Any, maps: Tensor, regions: Tensor, size: int, scale: float, samples: int, aligned: bool
     ) -> Tensor:
         rows = regions.detach().float().contiguous()
+        if not bool(((rows[:, 0] >= 0) & (rows[:, 0] < len(maps))).all()):
+            raise ShapeError(f"regions name maps that are none of the {len(maps)}; number them from 0")
         last = maps.permute(0, 2, 3, 1).contiguous()
         out = last.new_empty(len(rows), size, size, last.shape[3])
         ctx.shape, ctx.dtype = last.shape, maps.dtype

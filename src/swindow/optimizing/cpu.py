@@ -241,12 +241,12 @@ def _with_folded_norms(model: Model) -> list[str]:
     return [f"{number} batch norms folded into the convolutions before them"] if number else []
 
 
-def _as_learned(norm: nn.Module) -> nn.BatchNorm2d:
+def _as_learned(norm: nn.BatchNorm2d | resnet.FrozenNorm) -> nn.BatchNorm2d:
     """A batch norm; one that never changes as torch has it."""
     if isinstance(norm, nn.BatchNorm2d):
         return norm
     buffers = dict(norm.named_buffers())
-    like = nn.BatchNorm2d(len(buffers["weight"]), device=buffers["weight"].device, dtype=buffers["weight"].dtype)
+    like = nn.BatchNorm2d(len(buffers["weight"]), norm.eps).to(buffers["weight"])
     like.load_state_dict(buffers, strict=False)  # without the count of batches
     return like.eval()
 
