@@ -1,6 +1,8 @@
 """`train` end to end where pictures have objects: it learns, resumes to the bit, and stops at bad annotations."""
 
+import contextlib
 import dataclasses
+import io
 import json
 
 import numpy as np
@@ -9,6 +11,7 @@ import torch
 from PIL import Image
 
 import swindow
+from swindow import cli
 from swindow.config import from_dict, read_toml
 from swindow.data.annotations import ObjectConfig
 from swindow.data.augment import AugmentConfig
@@ -258,3 +261,24 @@ def test_the_published_recipes_are_as_published():
     assert (detr.model, detr.epochs, detr.batch, detr.optim.clip) == ("detr_resnet50", 300, 64, 0.1)
     assert (detr.optim.lr, detr.optim.backbone_share, detr.optim.weight_decay) == (1e-4, 0.1, 1e-4)
     assert [schedule(epoch, 300, detr.optim) for epoch in (0, 199, 200)] == pytest.approx([1, 1, 0.1])
+
+
+def test_what_eval_writes_is_scored_alike_by_pycocotools_against_the_file_itself(config, pictures, tmp_path):
+    """The data's own numbers: categories 3 and 7, images 16 to 21."""
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    run(config, epochs=20, eval_every=20, optim=OptimConfig(lr=4e-3, clip=5.0))
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["eval", str(tmp_path / "run"), "--out", str(tmp_path / "judged")])
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(str(pictures / "annotations" / "val.json"))
+        found = truth.loadRes(str(tmp_path / "judged" / "detections.json"))
+        figures = json.loads((tmp_path / "judged" / "figures.json").read_text())
+        for kind, name in (("bbox", "box_ap"), ("segm", "mask_ap")):
+            judge = COCOeval(truth, found, kind)
+            judge.evaluate()
+            judge.accumulate()
+            judge.summarize()
+            assert judge.stats[0] == pytest.approx(figures[name], abs=1e-12)
+            assert judge.stats[0] > 0

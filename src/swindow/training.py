@@ -243,11 +243,10 @@ def _readable(source: DataSource, bad: BadImages) -> DataSource:
 
 def _reads(images: Images | Scenes | Annotated, index: int, bad: BadImages) -> bool:
     try:
-        images.read(index)
-        if isinstance(images, Scenes):
-            images.mask(index)
-        if isinstance(images, Annotated):
-            images.objects(index)
+        if isinstance(images, Scenes | Annotated):
+            images.pair(index)
+        else:
+            images.read(index)
     except DataError as error:
         bad.add([str(error)])
         return False

@@ -125,6 +125,7 @@ class _Tally:
             per_class=object_scores(self.images.classes, per_class, boxes, masks),
             confusion=self.matches.confusion(cut),
             per_image=self._per_image(counts),
+            results=tuple(self.metrics.results(self.images.category_ids)),
         )
 
     def _per_image(self, counts: list[Counts]) -> tuple[FoundScore, ...]:

@@ -120,6 +120,19 @@ class DetectionMetrics:
             raise ConfigError("no images were added; metrics need at least one")
         return self._evaluated("bbox"), self._evaluated("segm") if self.masks else None
 
+    def results(self, category_ids: Sequence[int]) -> list[dict[str, Any]]:
+        """All detections as rows of a COCO results file, which has `category_ids` for the classes in their order."""
+        rows: list[dict[str, Any]] = []
+        for image_id, found in zip(self.sizes, self.detections, strict=True):
+            parts = (found.boxes.tolist(), found.labels.tolist(), found.extra.tolist())
+            for place, (box, label, score) in enumerate(zip(*parts, strict=True)):
+                row = {"image_id": image_id, "category_id": int(category_ids[label]), "bbox": box, "score": score}
+                if found.masks is not None:
+                    runs = found.masks[place]
+                    row["segmentation"] = {"size": list(runs["size"]), "counts": runs["counts"].decode("ascii")}
+                rows.append(row)
+        return rows
+
     def _of_objects(self, objects: Objects, size: Size) -> _Seen:
         masks = None
         if self.masks:

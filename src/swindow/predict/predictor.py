@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from swindow.config import from_dict, read_toml
+from swindow.data.volume_files import volume_suffix
 from swindow.errors import ConfigError, DataError, MissingExtra
 from swindow.images import LIMITS, ImageLimits, Source, name_of, read_image
 from swindow.inference import ready
@@ -169,7 +170,7 @@ class Predictor:
             pixels = read_image(source, channels=preprocess.channels, limits=self.limits)
             return name, preprocess.resize(pixels, limits=self.limits).contiguous()
         except DataError as error:
-            return name, Failure(source=name, error=str(error))
+            return name, Failure(source=name, error=self._why_not(source, error))
 
     def _read_whole(self, source: Source) -> tuple[str, Tensor | Failure]:
         """A source's name and its pixels as they are."""
@@ -177,7 +178,14 @@ class Predictor:
         try:
             return name, read_image(source, channels=how.channels, limits=how.limits, intensity=how.intensity)
         except DataError as error:
-            return name, Failure(source=name, error=str(error))
+            return name, Failure(source=name, error=self._why_not(source, error))
+
+    def _why_not(self, source: Source, error: DataError) -> str:
+        """Why a source cannot be used: of a volume, that this model takes none."""
+        if not isinstance(source, (str, Path)) or not volume_suffix(source) or not Path(source).is_file():
+            return str(error)
+        said = f"is a volume, and {self.asked.model.config.name} is asked about pictures"
+        return f"{name_of(source)}: {said}; save its slices as PNGs, or give a segmenter"
 
     def _answer(self, group: list[tuple[str, Tensor | Failure]]) -> Iterator[Prediction | Failure]:
         pixels = [picture for _, picture in group if isinstance(picture, Tensor)]

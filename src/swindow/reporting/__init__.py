@@ -91,7 +91,8 @@ def write_evaluation(
     ``evaluation.html`` shows all of it, ``figures.json`` holds the summary, ``per_class.csv`` the scores of every class
     and, of a segmenter, ``per_image.csv`` and ``per_case.csv`` those of every image and case. Of a detector there are
     ``per_image.csv``, ``average_precision.csv``, ``precision_recall.csv`` with the points of its curves, and
-    ``sheet.png`` with the images that have the most mistakes. Files of an earlier evaluation are replaced. `images`,
+    ``sheet.png`` with the images that have the most mistakes, and ``detections.json``, a COCO results file with the
+    data's own numbers of images and categories. Files of an earlier evaluation are replaced. `images`,
     `answer` and `facts` are as in `write_report`.
 
     Raises:
@@ -125,6 +126,8 @@ def write_evaluation(
         write_atomic(folder / "figures.json", _encoded(figures))
         if sheet:
             write_atomic(folder / SHEET, sheet)
+        if isinstance(evaluation, DetectionEvaluation):
+            write_atomic(folder / "detections.json", json.dumps(evaluation.results))
         write_atomic(folder / "evaluation.html", page)
     except OSError as error:
         raise ConfigError(f"{folder}: cannot write here ({error.strerror}); give another folder") from error
