@@ -268,3 +268,10 @@ def test_paths_that_are_no_text_survive_in_json(predictor, tmp_path):
     lines, table = rows_of(tmp_path / "out")
     assert os.fsencode(lines[0]["source"]) == os.fsencode(path)
     assert table[0]["source"].endswith("caf\\udce9.png")
+
+
+def test_a_volume_is_called_one(predictor, tmp_path):
+    np.savez(tmp_path / "scan.npz", image=np.zeros((4, 16, 16), np.uint8))
+    (failure,) = predictor.stream([tmp_path / "scan.npz"])
+    assert "scan.npz: is a volume, and " in failure.error
+    assert "give a segmenter" in failure.error

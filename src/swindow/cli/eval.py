@@ -117,7 +117,7 @@ def _write_folder(asked: Eval, model: ReadyModel, evaluation: Any, images: Image
         return [write_evaluation(folder, evaluation, images, facts=facts)]
     if isinstance(images, WithObjects):
         page = write_evaluation(folder, evaluation, images, lambda row: model.detect(images.read(row))[0], facts)
-        return [page, folder / SHEET]
+        return [page, folder / SHEET, folder / "detections.json"]
     segmenter = Segmenter(model, asked.views)
 
     @functools.cache  # the page and the sheet show the same few

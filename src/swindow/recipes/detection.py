@@ -121,7 +121,8 @@ def few_objects(facts: Facts) -> TrainConfig:
 
     Pictures are enlarged or reduced until typical objects have a side of 64 pixels, within a short side of 256 to 512.
     On two CPU cores: nuclei-dsb2018, 189 pictures with masks, 75.0 % mask AP50 and 74.0 % box AP50 (51.9 % mask AP) on
-    the validation pictures after 21 minutes; BCCDLINE
+    the validation pictures after 21 minutes; bccd, 205 pictures in three classes, 89.9 % box AP50 (58.0 % AP) after 19
+    minutes, the best of which it reached after five.
     """
     fitting = round(facts.side * 64 / (facts.object_side or 64) / 32) * 32
     size = facts.size or min(max(fitting, 256), 512)
