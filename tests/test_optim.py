@@ -118,12 +118,16 @@ def test_steps_of_a_tenth_come_at_their_share_of_the_run():
     )
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"milestones": (0.5,)}, {"decay": "step"}, {"decay": "step", "milestones": (0.6, 0.5)}]
-)
-def test_milestones_belong_to_the_steps_and_rise(wrong):
-    with pytest.raises(ConfigError, match="milestones"):
-        OptimConfig(**wrong)
+@pytest.mark.parametrize("wrong", [(0.6, 0.5), (0.0, 0.5), (0.5, 1.0)])
+def test_milestones_rise_within_the_run(wrong):
+    with pytest.raises(ConfigError, match="rising shares"):
+        OptimConfig(decay="step", milestones=wrong)
+
+
+def test_steps_want_milestones_and_other_schedules_leave_them_alone(model):
+    with pytest.raises(ConfigError, match="milestones are empty"):
+        Optimizer(model, OptimConfig(decay="step"))
+    assert schedule(90, 100, OptimConfig(decay="none", warmup=0.0, milestones=(0.5,))) == 1.0
 
 
 def test_the_backbone_can_have_a_rate_of_its_own(model):

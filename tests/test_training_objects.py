@@ -28,6 +28,7 @@ REGIONS = {"regions.candidates": (64, 64), "regions.proposals": (32, 32), "regio
 RCNN = {"pyramid_width": 16, "box_width": 32, "mask_width": 8, "mask_convs": 1, "samples": 16, **REGIONS}
 RESNET = {"depths": (1, 1), "width": 16, "block": "basic"}
 SWIN = {"dim": 16, "depths": (1, 1), "num_heads": (1, 2), "window": 4, "patch": 4}
+_FLAT = {"width": 16, "block": "basic", "pyramid_width": 16, "box_width": 32, "mask_width": 8, "mask_convs": 1}
 DETR = {"transformer_width": 16, "transformer_heads": 2, "feed_forward": 16, "encoder_layers": 1, "decoder_layers": 1}
 
 
@@ -166,6 +167,8 @@ def test_boxes_alone_make_a_model_of_boxes_alone(config, pictures, tmp_path):
         ]
         (tmp_path / "data" / "annotations" / f"{split}.json").write_text(json.dumps(content))
         (tmp_path / "data" / split).symlink_to(pictures / split)
+    with pytest.raises(ConfigError, match="has boxes alone"):
+        run(config, data=str(tmp_path / "data"), fields={**config.fields, "masks": True})
     result = run(config, data=str(tmp_path / "data"), max_steps=1)
     assert result.evaluation.score_name == "box AP"
     assert swindow.load(tmp_path / "run").config.head.masks is False
@@ -261,6 +264,26 @@ def test_the_published_recipes_are_as_published():
     assert (detr.model, detr.epochs, detr.batch, detr.optim.clip) == ("detr_resnet50", 300, 64, 0.1)
     assert (detr.optim.lr, detr.optim.backbone_share, detr.optim.weight_decay) == (1e-4, 0.1, 1e-4)
     assert [schedule(epoch, 300, detr.optim) for epoch in (0, 199, 200)] == pytest.approx([1, 1, 0.1])
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--augment.sides", "40", "48"],
+        ["--augment.crop", "jitter", "--augment.paste", "0.5", "--longest", "48"],
+        ["--recipe", "mask-rcnn-coco-1x", "--augment.crop", "jitter", "--optim.milestones", "0.6", "0.9"],
+    ],
+    ids=["sides", "jitter", "published"],
+)
+def test_flags_of_the_guide_change_a_recipe(pictures, tmp_path, flags):
+    fixed = ["--size", "48", "--max-steps", "1", "--batch", "2", "--workers", "0", "--device", "cpu", "--no-report"]
+    fields = [word for name, value in _FLAT.items() for word in (name, str(value))]
+    words = ["train", str(pictures), "--out", str(tmp_path / "run"), "--model", "mask_rcnn_resnet_18", *fixed, *flags]
+    with pytest.raises(SystemExit, match="0"):
+        cli.main([*words, "--fields", *fields])
+    made = from_dict(TrainConfig, read_toml(tmp_path / "run" / "config.toml"))
+    assert made.augment.crop == ("jitter" if "jitter" in flags else "sides")
+    assert made.optim.milestones == ((0.6, 0.9) if "--optim.milestones" in flags else ())
 
 
 def test_what_eval_writes_is_scored_alike_by_pycocotools_against_the_file_itself(config, pictures, tmp_path):

@@ -69,12 +69,8 @@ class OptimConfig:
         for name in ("layer_decay", "backbone_share"):
             if not 0 < getattr(self, name) <= 1:
                 raise ConfigError(f"optim.{name} is {getattr(self, name)}; it must lie in (0, 1]")
-        rising = all(0 < a < b < 1 for a, b in itertools.pairwise((*self.milestones, 1 - 1e-9)))
-        if not rising or bool(self.milestones) != (self.decay == "step"):
-            raise ConfigError(
-                f"optim.milestones {self.milestones} with decay {self.decay}: decay step needs rising shares of the "
-                "run within (0, 1), others none"
-            )
+        if not all(0 < first < second < 1 for first, second in itertools.pairwise((*self.milestones, 1 - 1e-9))):
+            raise ConfigError(f"optim.milestones {self.milestones} are not rising shares of the run within (0, 1)")
 
 
 class Optimizer:
@@ -85,6 +81,11 @@ class Optimizer:
     """
 
     def __init__(self, model: Model, config: OptimConfig) -> None:
+        """Raises ConfigError for a decay by steps without milestones."""
+        if config.decay == "step" and not config.milestones:
+            raise ConfigError(
+                "optim.decay is step and optim.milestones are empty; give shares of the run, such as 0.75 0.92"
+            )
         self.config = config
         self.thirds: list[tuple[nn.Parameter, list[nn.Parameter]]] = []
         self.names: dict[int, str] = {}

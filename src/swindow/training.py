@@ -325,6 +325,8 @@ def _new_model(config: TrainConfig, source: DataSource, progress: Progress) -> t
     fields: dict[str, Any] = {**rates, "label_smoothing": config.label_smoothing, "masks": _has_masks(source)}
     fields = {name: value for name, value in fields.items() if name in known} | config.fields
     model = build(config.model, num_classes=len(source.classes), in_channels=config.channels, **fields)
+    if source.task == "detect" and getattr(model.config.head, "masks", False) and not _has_masks(source):
+        raise ConfigError(f"{config.data} has boxes alone, and the model is to make masks; leave out fields masks")
     mean, std = pixel_statistics(config.channels)
     longest = config.longest or config.size * 5 // 3
     preprocess = Preprocess(

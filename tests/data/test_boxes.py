@@ -492,7 +492,7 @@ def test_what_needs_masks(field: str) -> None:
 def test_what_needs_objects(fields: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="is for pictures with masks or objects"):
         build_augment(AugmentConfig(**fields), preprocess())
-    with pytest.raises(ConfigError, match=r"is for pictures with objects|with masks it must be 0"):
+    with pytest.raises(ConfigError, match=r"is for pictures with objects|with masks it must be 0 or empty"):
         JointAugment(AugmentConfig(**fields), preprocess())
 
 
@@ -500,8 +500,6 @@ def test_what_needs_objects(fields: dict[str, Any]) -> None:
     ("fields", "message"),
     [
         ({"crop": "sides", "sides": (0, 5)}, r"sides \(0, 5\) are not numbers of pixels"),
-        ({"sides": (5,)}, r"augment sides is \(5,\), but crop is 'none'; set crop = 'sides'"),
-        ({"crop": "jitter", "detr_crop": 0.5}, "augment detr_crop is 0.5, but crop is 'jitter'"),
         ({"crop": "sides", "detr_crop": 1.5}, "detr_crop is 1.5; a probability"),
         ({"paste": -0.1}, "paste is -0.1; a probability"),
     ],
@@ -509,6 +507,16 @@ def test_what_needs_objects(fields: dict[str, Any]) -> None:
 def test_settings_that_cannot_be(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         AugmentConfig(**fields)
+
+
+def test_sides_are_for_a_crop_to_sides_and_idle_beside_jitter() -> None:
+    with pytest.raises(ConfigError, match=r"augment sides is \(5,\), but crop is 'none'; set crop = 'sides'"):
+        ObjectAugment(AugmentConfig(sides=(5,)), preprocess())
+    with pytest.raises(ConfigError, match=r"sides is \(5,\); with masks"):
+        JointAugment(AugmentConfig(sides=(5,)), preprocess())
+    with pytest.raises(ConfigError, match="augment sides is for pictures with masks or objects"):
+        Augment(AugmentConfig(sides=(5,)), preprocess())
+    assert ObjectAugment(AugmentConfig(crop="jitter", sides=(5,), detr_crop=0.5), preprocess()).canvas
 
 
 def test_odd_shapes() -> None:

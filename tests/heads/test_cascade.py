@@ -1,5 +1,6 @@
 """The cascade: what each stage is handed, what it costs, and whose answer it is."""
 
+import copy
 import math
 
 import pytest
@@ -162,3 +163,18 @@ def test_boxes_that_are_not_finite_are_nowhere_and_the_loss_says_so(convention: 
     losses = head.loss(outputs, targets(frames, 3))
     assert losses["boxes_1"].isnan()
     assert all(losses[f"classes_{stage}"].isfinite() for stage in (1, 2, 3))
+
+
+def test_processes_may_synchronise_its_norms() -> None:
+    """`nn.SyncBatchNorm` takes their place under the same names; by itself it answers as they do."""
+    head = CascadeMaskRcnnConfig(num_classes=3, pyramid_width=8, box_conv_width=8, box_width=8, mask_width=8).build(
+        (8, 16), (4, 8)
+    )
+    head.eval()
+    synchronised = torch.nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(head)).eval()
+    assert any(isinstance(module, torch.nn.SyncBatchNorm) for module in synchronised.modules())
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in synchronised.modules())
+    assert synchronised.state_dict().keys() == head.state_dict().keys()
+    cells = torch.randn(5, 8, 7, 7)
+    for ours, theirs in zip(head.boxes[0](cells), synchronised.boxes[0](cells), strict=True):
+        torch.testing.assert_close(ours, theirs)

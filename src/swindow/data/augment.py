@@ -116,9 +116,6 @@ class AugmentConfig:
             raise ConfigError(f"augment gamma is {self.gamma}; it lies in 0..2")
         if self.sides and min(self.sides) < 1:
             raise ConfigError(f"augment sides {self.sides} are not numbers of pixels, at least 1")
-        if self.crop != "sides" and (self.sides or self.detr_crop):
-            name = "sides" if self.sides else "detr_crop"
-            raise ConfigError(f"augment {name} is {getattr(self, name)}, but crop is {self.crop!r}; set crop = 'sides'")
 
     @property
     def mixes(self) -> bool:
@@ -130,7 +127,8 @@ class Augment:
     """A config made to act: the result is a function of the pixels and the seed, whatever else is drawn elsewhere."""
 
     def __init__(self, config: AugmentConfig, preprocess: Preprocess) -> None:
-        needs_masks = [name for name in ("quarter_turns", "elastic", "gamma", "paste") if getattr(config, name)]
+        of_pixels = ("quarter_turns", "elastic", "gamma", "paste", "sides", "detr_crop")
+        needs_masks = [name for name in of_pixels if getattr(config, name)]
         if config.crop in ("scale", "sides", "jitter") or needs_masks:
             field = needs_masks[0] if needs_masks else f"crop = {config.crop!r}"
             raise ConfigError(f"augment {field} is for pictures with masks or objects; leave it out for classification")

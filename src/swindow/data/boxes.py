@@ -170,6 +170,11 @@ def _refuse(config: AugmentConfig, preprocess: Preprocess) -> None:
             f"choose within, native, short or squash"
         )
     longest = max(preprocess.size)
+    if config.crop == "jitter":
+        return  # which knows no sides, whatever a recipe has of them
+    if (config.sides or config.detr_crop) and config.crop != "sides":
+        name = "sides" if config.sides else "detr_crop"
+        raise ConfigError(f"augment {name} is {getattr(config, name)}, but crop is {config.crop!r}; set crop = 'sides'")
     if (config.sides or config.detr_crop) and preprocess.fit != "within":
         name = "sides" if config.sides else "detr_crop"
         raise ConfigError(f"augment {name} needs preprocess fit 'within', not {preprocess.fit!r}, for the longest side")

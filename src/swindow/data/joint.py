@@ -39,9 +39,9 @@ class JointAugment:
 
     def __init__(self, config: AugmentConfig, preprocess: Preprocess) -> None:
         """Raises ConfigError for what has no meaning with masks: RandAugment, mixup, CutMix and what needs objects."""
-        for name in ("randaugment_ops", "mixup", "cutmix", "paste"):
+        for name in ("randaugment_ops", "mixup", "cutmix", "paste", "sides", "detr_crop"):
             if getattr(config, name):
-                raise ConfigError(f"augment {name} is {getattr(config, name)}; with masks it must be 0")
+                raise ConfigError(f"augment {name} is {getattr(config, name)}; with masks it must be 0 or empty")
         if config.crop in ("sides", "jitter"):
             raise ConfigError(f"augment crop {config.crop!r} is for pictures with objects; with masks choose 'scale'")
         self.config, self.preprocess = config, preprocess
