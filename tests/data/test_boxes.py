@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from swindow.data.augment import AugmentConfig, build_augment
+from swindow.data.augment import Augment, AugmentConfig, build_augment
 from swindow.data.boxes import ObjectAugment
 from swindow.data.joint import JointAugment
 from swindow.data.mask_layers import cutouts, drawn, extents, layered
