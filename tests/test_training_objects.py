@@ -228,11 +228,9 @@ def test_the_small_recipe_is_chosen_and_enlarges_small_objects(pictures):
     assert (config.recipe, config.model) == ("few-objects", "mask_rcnn_resnet_18")
     assert config.size == 256  # 48 pixels with squares of 16: four times as large, within 256 to 512
     facts = Facts(images=40, classes=2, channels=3, side=480, longest=640, task="detect", object_side=100.0)
-    assert [RECIPES["few-objects"](dataclasses.replace(facts, object_side=side)).size for side in (100.0, 60.0, 0)] == [
-        320,
-        512,
-        480,
-    ]
+    assert [
+        RECIPES["few-objects"](dataclasses.replace(facts, object_side=side)).size for side in (100.0, 60.0, 0.0)
+    ] == [320, 512, 480]
 
 
 def test_fine_tuning_keeps_the_shape_of_the_weights(config, pictures, tmp_path):

@@ -35,7 +35,7 @@ def generalized_box_iou(boxes: Float[Tensor, "N 4"], others: Float[Tensor, "M 4"
 
 
 def generalized_box_iou_loss(
-    boxes: Float[Tensor, "N 4"], others: Float[Tensor, "N 4"], *, reduction: str = "none", eps: float = 1e-7
+    boxes: Float[Tensor, "*N 4"], others: Float[Tensor, "*N 4"], *, reduction: str = "none", eps: float = 1e-7
 ) -> Float[Tensor, "..."]:
     """1 less the generalized IoU of each box with its counterpart.
 
