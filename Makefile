@@ -41,7 +41,7 @@ demo: setup  ## train on 1,797 scanned digits, judge, predict, explain (three mi
 demo-segment: setup  ## train on 96 painted towns to name every pixel, judge, predict, explain (four minutes on two cores)
 	@OMP_WAIT_POLICY=passive $(BIN)/python examples/demo_segment.py --out $(DEMO)-segment
 
-demo-detect: setup  ## train on 120 painted desks to find what lies on them, judge, predict, explain (four minutes on two cores)
+demo-detect: setup  ## train on 120 painted desks to find what lies on them, judge, predict, explain (three minutes on two cores)
 	@OMP_WAIT_POLICY=passive $(BIN)/python examples/demo_detect.py --out $(DEMO)-detect
 
 test: setup  ## the fast tests (tiny configs), in two passes: with shapes checked, and compiled
