@@ -1,7 +1,7 @@
 """What a detector's evaluation tells: average precision, scores of classes and of pictures, and the tables of them."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -76,8 +76,9 @@ class DetectionEvaluation:
     Detections meet objects whatever the class of either, the surest first, at IoU 0.5."""
     per_image: tuple[FoundScore, ...]
     """One for each picture, in the split's order."""
-    results: tuple[Mapping[str, Any], ...] = ()
-    """Every detection as a row of a COCO results file, with the images' and categories' numbers that the data has."""
+    results: Callable[[], list[dict[str, Any]]] = list
+    """Every detection as a row of a COCO results file, with the images' and categories' numbers that the data has; made
+    when asked for, since there may be half a million."""
 
     @property
     def score(self) -> float:

@@ -4,6 +4,7 @@ Pictures that are wide wait for others that are wide, tall ones for tall ones: a
 its pictures covers is asked for nothing. Of a picture nothing is kept but boxes, scores, and masks in runs.
 """
 
+import functools
 from collections import defaultdict
 from collections.abc import Iterator
 
@@ -125,7 +126,7 @@ class _Tally:
             per_class=object_scores(self.images.classes, per_class, boxes, masks),
             confusion=self.matches.confusion(cut),
             per_image=self._per_image(counts),
-            results=tuple(self.metrics.results(self.images.category_ids)),
+            results=functools.partial(self.metrics.results, self.images.category_ids),
         )
 
     def _per_image(self, counts: list[Counts]) -> tuple[FoundScore, ...]:

@@ -127,7 +127,7 @@ def write_evaluation(
         if sheet:
             write_atomic(folder / SHEET, sheet)
         if isinstance(evaluation, DetectionEvaluation):
-            write_atomic(folder / "detections.json", json.dumps(evaluation.results))
+            write_atomic(folder / "detections.json", json.dumps(evaluation.results()))
         write_atomic(folder / "evaluation.html", page)
     except OSError as error:
         raise ConfigError(f"{folder}: cannot write here ({error.strerror}); give another folder") from error
