@@ -10,15 +10,15 @@ Prints a table and writes benchmarks/results/detection-postprocess-DATE.json unl
 
 import argparse
 import sys
-import time
 from typing import Any
 
 import torch
+from clocks import measure
 from record import write_record
 from torch import Tensor, nn
 from torchvision.models.detection.roi_heads import RoIHeads
 
-from swindow.bench.timing import Run, interleave, ratio, spread
+from swindow.bench.timing import Run
 from swindow.heads import MaskRcnnConfig
 from swindow.heads.judging import found_in
 from swindow.objects import Frames
@@ -54,9 +54,11 @@ def runs(threshold: float) -> dict[str, Run]:
     frames, peer = Frames(SIZE, (SIZE,)), theirs(threshold)
     their_logits, their_deltas = logits.roll(1, 1), torch.cat([deltas[:, :1], deltas], 1).flatten(1)
 
+    @torch.no_grad()
     def run_ours() -> Any:
         return found_in((regions,), logits.softmax(1), deltas, frames, config)[0]
 
+    @torch.no_grad()
     def run_theirs() -> Any:
         return peer.postprocess_detections(their_logits, their_deltas, [regions], [SIZE])
 
@@ -66,30 +68,6 @@ def runs(threshold: float) -> dict[str, Run]:
     torch.testing.assert_close(found.boxes, boxes[0], rtol=0, atol=1e-3)
     torch.testing.assert_close(found.scores, scores[0], rtol=0, atol=1e-5)
     return {"torchvision": run_theirs, "ours": run_ours}
-
-
-def measure(both: dict[str, Run], rounds: int) -> dict[str, Any]:
-    """Seconds by either clock, and ours by theirs."""
-    worked: dict[str, list[float]] = {name: [] for name in both}
-
-    def watched(name: str) -> Run:
-        def run() -> None:
-            began = time.process_time()
-            with torch.no_grad():
-                both[name]()
-            worked[name].append(time.process_time() - began)
-
-        return run
-
-    wall = interleave({name: watched(name) for name in both}, rounds=rounds, warmup=2)
-    return {
-        name: {
-            **spread(wall[name])._asdict(),
-            "ratio": ratio(wall[name], wall["torchvision"]),
-            "processor_ratio": ratio(worked[name][2:], worked["torchvision"][2:]),
-        }
-        for name in both
-    }
 
 
 def main() -> None:
@@ -102,7 +80,10 @@ def main() -> None:
     if words.threads:
         torch.set_num_threads(words.threads)
     rounds = 11 if words.quick else words.rounds
-    figures = {name: measure(runs(threshold), rounds) for name, threshold in THRESHOLDS.items()}
+    figures = {
+        name: measure(runs(threshold), rounds, against="torchvision", warmup=2)
+        for name, threshold in THRESHOLDS.items()
+    }
     for what, rows in figures.items():
         for name, row in rows.items():
             ratios = f"ratio {row['ratio']:.2f}, of processor time {row['processor_ratio']:.2f}"

@@ -9,11 +9,11 @@ Prints a table and writes benchmarks/results/mask-rcnn-vs-torchvision-DATE.json 
 
 import argparse
 import sys
-import time
 from collections import OrderedDict
 from typing import Any
 
 import torch
+from clocks import measure
 from record import write_record
 from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN
@@ -22,7 +22,7 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 import swindow
-from swindow.bench.timing import Run, interleave, ratio, spread
+from swindow.bench.timing import Run
 from swindow.model import Model
 from swindow.objects import Objects, Targets, whole_frames
 
@@ -87,31 +87,6 @@ def steps(name: str, size: int, batch: int) -> dict[str, Run]:
     return runs
 
 
-def measure(runs: dict[str, Run], rounds: int) -> dict[str, Any]:
-    """Seconds by either clock, and ours by theirs."""
-    worked: dict[str, list[float]] = {name: [] for name in runs}
-
-    def watched(name: str) -> Run:
-        def run() -> None:
-            began = time.process_time()
-            runs[name]()
-            worked[name].append(time.process_time() - began)
-
-        return run
-
-    wall = interleave({name: watched(name) for name in runs}, rounds=rounds, warmup=1)
-    return {
-        name: {
-            **spread(wall[name])._asdict(),
-            "ratio": ratio(wall[name], wall["torchvision"]),
-            "processor_ratio": ratio(worked[name][1:], worked["torchvision"][1:]),
-            "seconds": wall[name],
-            "processor_seconds": worked[name][1:],
-        }
-        for name in runs
-    }
-
-
 def main() -> None:
     """Measure, print, write."""
     asked = argparse.ArgumentParser(description="Mask R-CNN's training step against torchvision's")
@@ -125,7 +100,7 @@ def main() -> None:
     if words.threads:
         torch.set_num_threads(words.threads)
     rounds = 3 if words.quick else words.rounds
-    figures = measure(steps(words.backbone, words.size, words.batch), rounds)
+    figures = measure(steps(words.backbone, words.size, words.batch), rounds, against="torchvision")
     for name, row in figures.items():
         ratios = f"ratio {row['ratio']:.2f}, of processor time {row['processor_ratio']:.2f}"
         sys.stdout.write(f"{name:18} {row['median']:8.3f} s   {ratios}\n")

@@ -10,16 +10,15 @@ Prints a table and writes benchmarks/results/upernet-vs-transformers-DATE.json u
 
 import argparse
 import sys
-import time
-from typing import Any
 
 import torch
+from clocks import measure
 from record import write_record
 from torch import Tensor, nn
 from transformers import SwinConfig, UperNetConfig, UperNetForSemanticSegmentation
 
 import swindow
-from swindow.bench.timing import Run, interleave, ratio, spread
+from swindow.bench.timing import Run
 from swindow.model import Model
 
 CLASSES, BATCH = 150, 2
@@ -72,31 +71,6 @@ def training(ours: Model, peer: nn.Module, size: int) -> dict[str, Run]:
     return {"transformers": run_theirs, "ours": run_ours}
 
 
-def measure(runs: dict[str, Run], rounds: int) -> dict[str, Any]:
-    """Seconds by either clock, and ours by theirs."""
-    worked: dict[str, list[float]] = {name: [] for name in runs}
-
-    def watched(name: str) -> Run:
-        def run() -> None:
-            began = time.process_time()
-            runs[name]()
-            worked[name].append(time.process_time() - began)
-
-        return run
-
-    wall = interleave({name: watched(name) for name in runs}, rounds=rounds, warmup=1)
-    return {
-        name: {
-            **spread(wall[name])._asdict(),
-            "ratio": ratio(wall[name], wall["transformers"]),
-            "processor_ratio": ratio(worked[name][1:], worked["transformers"][1:]),
-            "seconds": wall[name],
-            "processor_seconds": worked[name][1:],
-        }
-        for name in runs
-    }
-
-
 def main() -> None:
     """Measure, print, write."""
     asked = argparse.ArgumentParser(description="UPerNet against transformers'")
@@ -112,9 +86,9 @@ def main() -> None:
     rounds = 3 if words.quick else words.rounds
     ours = swindow.build(f"upernet_{words.backbone}", num_classes=CLASSES)
     peer = theirs(ours)
-    figures = {"inference": measure(inference(ours, peer, words.size), rounds)}
+    figures = {"inference": measure(inference(ours, peer, words.size), rounds, against="transformers")}
     if words.train:
-        figures["training"] = measure(training(ours, peer, words.size), 3)
+        figures["training"] = measure(training(ours, peer, words.size), 3, against="transformers")
     for what, rows in figures.items():
         for name, row in rows.items():
             ratios = f"ratio {row['ratio']:.2f}, of processor time {row['processor_ratio']:.2f}"

@@ -191,23 +191,19 @@ def _open_scenes(
             f"{name_of(found.root)}: the only class is {scenes.classes[0]!r}; at least two are needed (a background "
             f"counts as one)"
         )
-    held_back = val_fraction if for_training else 0.0
-    chosen = divide(splits, found.root, seed=seed, val_fraction=held_back, record=record)
-    return DataSource(
+    return _divided(
+        splits,
+        record,
+        for_training,
         source=source,
         kind=found.kind,
         task="segment",
         classes=scenes.classes,
         channels=scenes.channels,
         image_size=pool.size,
-        train=splits.get("train"),
-        val=splits.get("val"),
-        test=splits.get("test"),
-        split_note=note_on_splits(splits, chosen, seed, record is not None),
         seed=seed,
         val_fraction=val_fraction,
         root=found.root,
-        held_out=chosen,
         problems=tuple(found.problems),
         note=pool.note,
     )
@@ -231,25 +227,35 @@ def _open_objects(
         raise DataError(f"{name_of(found.root)}: there are no training images; add them under train")
     if for_training and not splits["train"].count_objects():
         raise DataError(f"{name_of(source)}: no training image shows an object; annotate some")
-    held_back = val_fraction if for_training else 0.0
-    chosen = divide(splits, found.root, seed=seed, val_fraction=held_back, record=record)
-    return DataSource(
+    return _divided(
+        splits,
+        record,
+        for_training,
         source=source,
         kind=found.kind,
         task="detect",
         classes=found.classes,
         channels=channels or guessed,
         image_size=size,
+        seed=seed,
+        val_fraction=val_fraction,
+        root=found.root,
+        problems=tuple(found.problems),
+        note=found.note,
+    )
+
+
+def _divided(splits: dict[str, Any], record: Mapping[str, Any] | None, for_training: bool, **facts: Any) -> DataSource:
+    """A source of pictures with masks or objects, a validation split held out where one is needed and there is none."""
+    seed, held_back = facts["seed"], facts["val_fraction"] if for_training else 0.0
+    chosen = divide(splits, facts["root"], seed=seed, val_fraction=held_back, record=record)
+    return DataSource(
         train=splits.get("train"),
         val=splits.get("val"),
         test=splits.get("test"),
         split_note=note_on_splits(splits, chosen, seed, record is not None),
-        seed=seed,
-        val_fraction=val_fraction,
-        root=found.root,
         held_out=chosen,
-        problems=tuple(found.problems),
-        note=found.note,
+        **facts,
     )
 
 

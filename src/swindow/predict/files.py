@@ -74,13 +74,7 @@ def _classify(
         if sheet:
             write_atomic(out / SHEET, classified.contact_sheet(files, tally.first, predictor.limits))
             written.append(out / SHEET)
-    return PredictSummary(
-        count=len(files),
-        failures=tuple(tally.failures),
-        classes=dict(tally.classes.most_common()),
-        files=tuple(written),
-        first=tuple(tally.first),
-    )
+    return _summary(len(files), tally, written)
 
 
 def _segment(
@@ -98,13 +92,7 @@ def _segment(
             content = segmented.contact_sheet(tally, len(targets), classes, predictor.colours)
             write_atomic(out / SHEET, content)
             written.append(out / SHEET)
-    return PredictSummary(
-        count=len(targets),
-        failures=tuple(tally.failures),
-        classes=dict(tally.classes.most_common()),
-        files=tuple(written),
-        first=tuple(tally.first),
-    )
+    return _summary(len(targets), tally, written)
 
 
 def _detect(
@@ -120,8 +108,12 @@ def _detect(
         if sheet:
             write_atomic(out / SHEET, detected.contact_sheet(tally, len(targets), classes, predictor.colours))
             written.append(out / SHEET)
+    return _summary(len(targets), tally, written)
+
+
+def _summary(count: int, tally: Any, written: Sequence[Path]) -> PredictSummary:
     return PredictSummary(
-        count=len(targets),
+        count=count,
         failures=tuple(tally.failures),
         classes=dict(tally.classes.most_common()),
         files=tuple(written),
