@@ -1,6 +1,7 @@
 """`train` end to end on generated pictures: it learns, it resumes to the bit, it refuses what it cannot do."""
 
 import dataclasses
+import itertools
 import json
 import os
 import signal
@@ -201,13 +202,34 @@ def test_an_unwritable_place_is_refused_before_any_work(config, tmp_path):
         run(config, out=str(tmp_path / "file" / "run"))
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_weights_move(config, tmp_path, monkeypatch):
+def broken_cross_entropy(monkeypatch, when):
+    """Cross-entropy that is NaN in those of its calls, counted from 0, for which `when` holds."""
+    calls, real = itertools.count(), torch.nn.functional.cross_entropy
+    monkeypatch.setattr(
+        "swindow.heads.classify.F.cross_entropy",
+        lambda logits, *others, **how: (
+            logits.sum() * float("nan") if when(next(calls)) else real(logits, *others, **how)
+        ),
+    )
+
+
+def test_three_losses_in_a_row_that_are_not_finite_end_a_run_at_its_last_good_step(config, tmp_path, monkeypatch):
     run(config, max_steps=2)
-    before = contents(tmp_path / "run" / "last")
-    monkeypatch.setattr("swindow.heads.classify.F.cross_entropy", lambda logits, *_, **__: logits.sum() * float("nan"))
-    with pytest.raises(TrainingDiverged, match="step 2: cross_entropy is not finite"):
+    before = swindow.load(tmp_path / "run").state_dict()
+    broken_cross_entropy(monkeypatch, lambda call: True)
+    with pytest.raises(TrainingDiverged, match=r"step 5: cross_entropy is not finite, .* step 2, the last good one"):
         run(config, resume=True)
-    assert contents(tmp_path / "run" / "last") == before
+    after = swindow.load(tmp_path / "run").state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    monkeypatch.undo()
+    assert run(config, resume=True).stopped_by == "finished"
+
+
+def test_a_step_that_is_not_finite_moves_nothing_and_is_counted(config, tmp_path, monkeypatch, capsys):
+    broken_cross_entropy(monkeypatch, lambda call: call in (1, 2))
+    assert train(config).stopped_by == "finished"
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["skipped_steps"] == 2
+    assert "step 2: cross_entropy is not finite; the step moved nothing" in capsys.readouterr().err
 
 
 def test_bad_images_stop_training_or_are_counted(config, tmp_path):

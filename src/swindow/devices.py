@@ -15,19 +15,21 @@ PROCESS = Path("/proc/self/status")
 """What Linux tells a process about itself."""
 
 
-def pick_device(name: str = "auto") -> torch.device:
+def pick_device(name: str = "auto", local: int = 0) -> torch.device:
     """``auto`` is CUDA, else MPS, else the CPU; any other name must exist on this machine.
+
+    Of several GPUs, the process that is number `local` on this machine has the one of that number.
 
     Raises:
         ConfigError: the device does not exist here.
     """
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
-        return torch.device(next(kind for kind in ("cuda", "mps", "cpu") if available[kind]))
+        name = next(kind for kind in ("cuda", "mps", "cpu") if available[kind])
     if not available.get(name.split(":")[0], False):
         here = ", ".join(kind for kind, there in available.items() if there)
         raise ConfigError(f"device {name!r} is not available on this machine; there are: auto, {here}")
-    return torch.device(name)
+    return torch.device("cuda", local) if name == "cuda" and local else torch.device(name)
 
 
 def pick_precision(name: str, device: torch.device) -> Precision:

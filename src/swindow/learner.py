@@ -10,14 +10,17 @@ from torch.nn import functional as F
 from swindow.data.augment import AugmentConfig, mix_batch
 from swindow.data.loading import Batch, sample_seed
 from swindow.devices import Precision, autocast
+from swindow.distributed import ALONE, Plan, Ranks, exchanging, is_sharded, parallelize, whole
 from swindow.errors import ConfigError, TrainingDiverged
 from swindow.model import Model
-from swindow.objectives import Supervised
+from swindow.objectives import Moment, Objective, Supervised
 from swindow.objects import Targets
 from swindow.optim import OptimConfig, Optimizer, moving_average, schedule
 from swindow.preprocess import Preprocess
-from swindow.run_folder import SavedState
+from swindow.run_folder import Saved
 
+MOST_SKIPPED = 3
+"""Steps in a row without a finite gradient after which a run stops."""
 STEP_STREAM = 2**40  # above every sample index: the draws of a step never meet those of a sample
 
 
@@ -38,6 +41,10 @@ class Position:
     """Evaluations since then."""
     bad: int = 0
     """Unreadable images skipped so far."""
+    skipped: int = 0
+    """Steps so far whose loss or gradient was not finite, and which therefore moved nothing."""
+    in_a_row: int = 0
+    """How many of them came last, one after the other."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +57,8 @@ class StepReport:
     """Right answers, of `counted`: of images, of labelled pixels, or of places where objects are looked for."""
     counted: Tensor
     images: int
+    wrong: str = ""
+    """Which losses, or the gradient, were not finite: the step moved nothing."""
 
 
 class Learner:
@@ -65,14 +74,29 @@ class Learner:
         seed: int,
         device: torch.device,
         precision: Precision,
+        objective: Objective | None = None,
+        ranks: Ranks = ALONE,
+        plan: Plan = Plan(),
     ) -> None:
+        """`objective` is `Supervised` unless given, and made of `model`, which is on `device`.
+
+        Raises:
+            ConfigError: a plan that this optimiser or precision does not go with.
+        """
         self.model, self.optim, self.augment = model, optim, augment
         self.total, self.seed, self.device, self.precision = total, seed, device, precision
-        self.objective = Supervised()
-        self.optimizer = Optimizer(model, optim)
+        self.objective = (objective or Supervised(model)).to(device)
+        self.ranks, self.plan = ranks, plan
         self.average = moving_average(model, optim.ema) if optim.ema else None
+        _refuse_unfit(plan, ranks, optim, precision)
+        averages = () if self.average is None else (self.average.module,)
+        self.spread = parallelize(
+            self.objective, plan, ranks, device=device, blocks=list(model.blocks()), others=averages
+        )
+        self.optimizer = Optimizer(model, optim, self.objective.own())
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self.position = Position()
+        self.good = Position()
 
     @property
     def pixels(self) -> Preprocess:
@@ -94,37 +118,47 @@ class Learner:
     def step(self, batches: list[Batch]) -> StepReport:
         """Take one optimiser step on the mean gradient of `batches`.
 
-        Every draw (dropout, stochastic depth, mixup) is a function of the seed and the step's number, so that there is
-        no generator state to save.
+        Every draw (dropout, stochastic depth, mixup) is a function of the seed, the step's number and the process, so
+        that there is no generator state to save. Where a loss or the gradient is not finite, nothing moves, and the
+        report says what it was.
 
         Raises:
-            TrainingDiverged: a loss or the gradient is not finite; the weights are those before the step.
+            TrainingDiverged: that happened three times in a row; weights and position are those of the last good step.
         """
         position = self.position
-        torch.manual_seed(sample_seed(self.seed, position.step, STEP_STREAM))
-        self.model.train()
+        torch.manual_seed(sample_seed(self.seed, position.step, STEP_STREAM + 2**20 * self.ranks.rank))
+        self.objective.train()
         self.optimizer.set_rate(self.rate)
         total: dict[str, Tensor] = {}
         right, counted = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
         for number, batch in enumerate(batches):
             images, targets = self.prepare(batch, number)
-            with autocast(self.device, self.precision):
-                judged = self.objective(self.model, images, targets)
-            loss = torch.stack(list(judged.losses.values())).sum()
-            self._refuse_nonfinite(judged.losses)
-            self.scaler.scale(loss / len(batches)).backward()
+            with exchanging(self.spread, number + 1 == len(batches)):
+                with autocast(self.device, self.precision):
+                    judged = self.spread(images, targets)
+                loss = torch.stack(list(judged.losses.values())).sum()
+                self.scaler.scale(loss / len(batches)).backward()
             for name, value in judged.losses.items():
                 total[name] = total.get(name, 0) + value.detach() / len(batches)
-            answers = self.model.head.right(judged.outputs, targets)
-            right, counted = right + answers[0], counted + answers[1]
-        norm = self._apply_gradients()
+            right, counted = right + judged.right, counted + judged.counted
+        norm, wrong = self._apply_gradients(total)
         position.step += 1
         position.batch += len(batches)
-        return StepReport(total, norm, right, counted, sum(len(batch.labels) for batch in batches))
+        self._count(wrong)
+        return StepReport(total, norm, right, counted, sum(len(batch.labels) for batch in batches), wrong)
 
-    def prepare(self, batch: Batch, number: int = 0) -> tuple[Tensor, Any]:
-        """Normalised images and targets on the device, mixed when the settings say so; `number` counts in a step."""
-        images = self.pixels.normalize(batch.images.to(self.device, non_blocking=True))
+    def prepare(self, batch: Batch, number: int = 0, *, train: bool = True) -> tuple[Tensor, Any]:
+        """Normalised images and targets on the device, mixed when the settings say so; `number` counts in a step.
+
+        With `train` False the targets are those of the data, without what the objective adds.
+        """
+        images, targets = self._mixed(batch, number)
+        moment = Moment(self.seed, self.position.epoch, self.position.step, batch.indices.numpy(), train)
+        with torch.no_grad(), autocast(self.device, self.precision):
+            return images, self.objective.prepare(images, targets, moment)
+
+    def _mixed(self, batch: Batch, number: int) -> tuple[Tensor, Any]:
+        images = self.pixels.normalize(batch.images.to(self.device, non_blocking=True)).to(self.dtype)
         if batch.frames is not None:
             targets = Targets(batch.labels, batch.frames).to(self.device, non_blocking=True)
             return batch.frames.cleared(images), targets
@@ -132,18 +166,24 @@ class Learner:
         if not self.augment.mixes:
             return images, targets
         shares = F.one_hot(targets, self.model.head.config.num_classes).to(images.dtype)
-        seed = sample_seed(self.seed, self.position.step, STEP_STREAM + 1 + number)
+        place = number * self.ranks.world + self.ranks.rank
+        seed = sample_seed(self.seed, self.position.step, STEP_STREAM + 1 + place)
         return mix_batch(images, shares, self.augment, seed)
 
     def as_seen(self, batch: Batch) -> tuple[Tensor, Any]:
         """A batch as the model gets it, back in pixels, ``B C H W`` uint8, and its targets."""
-        images, targets = self.prepare(batch)
+        images, targets = self._mixed(batch, 0)
         mean, std = (images.new_tensor(values)[:, None, None] for values in (self.pixels.mean, self.pixels.std))
         return ((images * std + mean) * 255).round().clamp(0, 255).to(torch.uint8).cpu(), targets.to("cpu")
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything but the usable weights that an exact resume needs."""
-        tensors = {f"optimizer/{name}": tensor for name, tensor in self.optimizer.state().items()}
+        """Everything that an exact resume needs, by kind and name; cut up where the model is.
+
+        ``usable/`` are the weights to use; ``model/`` those that learn, where an average is used instead.
+        """
+        tensors = {f"usable/{name}": tensor for name, tensor in self.usable.state_dict().items()}
+        tensors |= {f"optimizer/{name}": tensor for name, tensor in self.optimizer.state().items()}
+        tensors |= {f"objective/{name}": parameter.detach() for name, parameter in self.objective.own().items()}
         if self.average is not None:
             tensors |= {f"model/{name}": tensor for name, tensor in self.model.state_dict().items()}
             tensors["average/count"] = self.average.n_averaged
@@ -151,40 +191,78 @@ class Learner:
 
     def facts(self) -> dict[str, Any]:
         """The part of the state that is plain values."""
-        return {**dataclasses.asdict(self.position), "total": self.total, "scaler": self.scaler.state_dict()}
+        state = {"total": self.total, "seed": self.seed, "scaler": self.scaler.state_dict()}
+        return {**dataclasses.asdict(self.position), **state}
 
-    def take_up(self, saved: SavedState) -> None:
-        """Go on from what `tensors` and `facts` returned and the usable weights that were saved beside them."""
-        parts: dict[str, dict[str, Tensor]] = {"optimizer": {}, "model": {}, "average": {}}
-        for name, tensor in saved.tensors.items():
-            kind, rest = name.split("/", 1)
-            parts[kind][rest] = tensor
-        self.usable.load_state_dict(saved.weights)
-        if self.average is not None:
-            self.model.load_state_dict(parts["model"])
-            self.average.n_averaged.copy_(parts["average"]["count"])
-        self.optimizer.load(parts["optimizer"])
+    def take_up(self, saved: Saved) -> None:
+        """Go on from a saved state, whichever number of processes left it, and however they were spread.
+
+        Raises:
+            CheckpointError: it is of another model or optimiser.
+        """
+        self.optimizer.make_room(
+            name.removeprefix("optimizer/") for name in saved.names if name.startswith("optimizer/")
+        )
+        saved.fill(self.tensors())
         self.scaler.load_state_dict(saved.facts["scaler"])
         self.position = Position(**{field.name: saved.facts[field.name] for field in dataclasses.fields(Position)})
+        self.good = dataclasses.replace(self.position)
 
-    def _refuse_nonfinite(self, values: dict[str, Tensor]) -> None:
-        wrong = [name for name, value in values.items() if not torch.isfinite(value).all()]
-        if wrong:
+    def judged(self) -> Model:
+        """The usable model in one piece, to judge and to keep; every process must ask. Not to be trained."""
+        if not is_sharded(self.usable):
+            return self.usable
+        model = self.usable.config.build().to(self.device, self.dtype)
+        model.load_state_dict({name: whole(tensor) for name, tensor in self.usable.state_dict().items()})
+        model.preprocess, model.classes, model.colours = self.pixels, self.model.classes, self.model.colours
+        return model
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the weights are kept in: fp32, or fp64 where a program has made them so."""
+        return next(self.model.parameters()).dtype
+
+    def _count(self, wrong: str) -> None:
+        """Count a skipped step, or note that this one was good."""
+        position = self.position
+        if not wrong:
+            position.in_a_row = 0
+            self.good = dataclasses.replace(position)
+            return
+        position.skipped, position.in_a_row = position.skipped + 1, position.in_a_row + 1
+        if position.in_a_row >= MOST_SKIPPED:
+            step, self.position = position.step, dataclasses.replace(self.good)
             raise TrainingDiverged(
-                f"step {self.position.step}: {', '.join(wrong)} is not finite; the last save is intact. "
-                "Start anew with a lower optim.lr, with optim.clip 1.0 or with precision fp32"
+                f"step {step}: {wrong} is not finite, for the {MOST_SKIPPED}rd time in a row; step {self.good.step}, "
+                "the last good one, is kept. Start anew with a lower optim.lr, with optim.clip 1.0 or with precision fp32"
             )
 
-    def _apply_gradients(self) -> Tensor:
-        """Collect, step, average; a non-finite gradient never reaches the optimiser."""
-        norm = self.optimizer.collect(self.scaler)
-        if self.scaler.is_enabled() and not torch.isfinite(norm):
-            self.optimizer.forget()  # fp16 overflowed: all parts skip the step, and the scale is lowered
-            self.scaler.update()
-            return norm
-        self._refuse_nonfinite({"the gradient": norm})
+    def _apply_gradients(self, losses: dict[str, Tensor]) -> tuple[Tensor, str]:
+        """Collect, step, average: the gradient's norm, and what was not finite; that never reaches the optimiser."""
+        norm = whole(self.optimizer.collect(self.scaler))
+        finite = torch.stack([*losses.values(), norm]).isfinite().all()
+        if self.ranks.highest(int(not finite)):
+            self.optimizer.forget()
+            overflowed = self.scaler.is_enabled() and self.scaler.get_scale() > 1
+            self.scaler.update()  # fp16 overflowed: the scale is lowered until it does not
+            return norm, "" if overflowed else self._names_of_wrong(losses, norm)
         self.optimizer.step(self.scaler)
         self.scaler.update()
         if self.average is not None:
             self.average.update_parameters(self.model)
-        return norm
+        return norm, ""
+
+    def _names_of_wrong(self, losses: dict[str, Tensor], norm: Tensor) -> str:
+        """Which losses were not finite, in whichever process; the gradient, where all of them were."""
+        mine = [name for name, value in losses.items() if not value.isfinite().all()]
+        names = [name for named in self.ranks.everyones(mine) for name in named]
+        return ", ".join(dict.fromkeys(names)) or "the gradient"
+
+
+def _refuse_unfit(plan: Plan, ranks: Ranks, optim: OptimConfig, precision: Precision) -> None:
+    if ranks.world == 1 or plan.strategy != "fsdp":
+        return
+    if optim.name == "muon":
+        raise ConfigError("optim.name muon needs whole matrices, and fsdp cuts them up; use adamw, or ddp")
+    if precision == "fp16":
+        raise ConfigError("precision fp16 scales losses, which fsdp does not go with; use bf16, or ddp")

@@ -6,14 +6,15 @@ from typing import Any
 import torch
 
 from swindow.devices import forget_peak_memory, peak_memory
+from swindow.distributed import ALONE, Ranks
 from swindow.learner import StepReport
 
 
 class Meter:
-    """Collects step reports without waiting for the device; reads wait."""
+    """Collects step reports without waiting for the device; reads wait, and are of all processes together."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    def __init__(self, device: torch.device, ranks: Ranks = ALONE) -> None:
+        self.device, self.ranks = device, ranks
         forget_peak_memory(device)
         self.reports: list[StepReport] = []
         self.since = time.monotonic()
@@ -28,16 +29,20 @@ class Meter:
     def read(self, *, keep: bool = False) -> dict[str, float]:
         """Means since the last read; images per second of this sitting; the most memory so far, in GiB."""
         reports, elapsed = self.reports, time.monotonic() - self.since
+        names = list(reports[0].losses)
+        mine = [torch.stack([report.losses[name] for report in reports]).mean() for name in names]
+        mine += [torch.stack([getattr(report, name) for report in reports]).sum() for name in ("right", "counted")]
         images = sum(report.images for report in reports)
-        figures = {
-            name: float(torch.stack([report.losses[name] for report in reports]).mean()) for name in reports[0].losses
-        }
+        *means, right, counted, seen = self.ranks.sums(
+            torch.cat([torch.stack(mine).double().cpu(), torch.tensor([images])])
+        ).tolist()
+        figures = {name: mean / self.ranks.world for name, mean in zip(names, means, strict=True)}
         self.latest = {
             "loss": sum(figures.values()),
             **(figures if len(figures) > 1 else {}),
-            "accuracy": _share([report.right for report in reports], [report.counted for report in reports]),
+            "accuracy": right / max(counted, 1),
             "gradient_norm": float(torch.stack([report.gradient_norm for report in reports]).mean()),
-            "images_per_second": images / max(elapsed, 1e-9),
+            "images_per_second": seen / max(elapsed, 1e-9),
             "memory_gib": self.peak_gib(),
         }
         if not keep:
@@ -61,8 +66,3 @@ class Meter:
             "images/s": f"{latest['images_per_second']:.0f}",
             "memory": f"{latest['memory_gib']:.1f} GiB",
         }
-
-
-def _share(parts: list[torch.Tensor], wholes: list[torch.Tensor]) -> float:
-    """The sum of the parts by that of the wholes; 0 where nothing counts."""
-    return float(torch.stack(parts).sum() / torch.stack(wholes).sum().clamp_min(1))

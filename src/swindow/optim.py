@@ -6,7 +6,7 @@ Nothing here keeps a hidden clock: the rate of a step is `schedule(step)`, so a 
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 import torch
@@ -80,8 +80,12 @@ class Optimizer:
     nothing to be orthogonal about. The three are parameters of their own that share the weight's memory.
     """
 
-    def __init__(self, model: Model, config: OptimConfig) -> None:
-        """Raises ConfigError for a decay by steps without milestones."""
+    def __init__(self, model: Model, config: OptimConfig, others: Mapping[str, nn.Parameter] | None = None) -> None:
+        """`others` learn beside the model's parameters, at the head's rate.
+
+        Raises:
+            ConfigError: a decay by steps without milestones.
+        """
         if config.decay == "step" and not config.milestones:
             raise ConfigError(
                 "optim.decay is step and optim.milestones are empty; give shares of the run, such as 0.75 0.92"
@@ -90,6 +94,7 @@ class Optimizer:
         self.thirds: list[tuple[nn.Parameter, list[nn.Parameter]]] = []
         self.names: dict[int, str] = {}
         muon, rest = self._groups(model, config)
+        rest += self._beside(others or {}, config)
         self.parts: list[torch.optim.Optimizer] = []
         if muon:
             self.parts.append(
@@ -154,8 +159,8 @@ class Optimizer:
             for key, value in state.items()
         }
 
-    def load(self, state: dict[str, Tensor]) -> None:
-        """Take up what `state` returned.
+    def make_room(self, entries: Iterable[str]) -> None:
+        """Have state tensors under these names, which `state` returned, to be filled; of each the first value is 0.
 
         Raises:
             CheckpointError: the state is of another model.
@@ -166,13 +171,23 @@ class Optimizer:
             for group in part.param_groups
             for parameter in group["params"]
         }
-        for entry, tensor in state.items():
+        for entry in entries:
             name, key = entry.rsplit("/", 1)
             if name not in homes:
                 raise CheckpointError(f"the optimiser state names {name}, which this model does not have")
             part, parameter = homes[name]
-            on_cpu = key == "step" and parameter.device.type == "cpu"
-            part.state[parameter][key] = tensor if on_cpu else tensor.to(parameter.device)
+            # AdamW counts the steps of each parameter; all else that these optimisers keep is shaped as it.
+            blank = torch.zeros((), device=parameter.device) if key == "step" else torch.zeros_like(parameter)
+            part.state[parameter][key] = blank.detach()
+
+    def _beside(self, others: Mapping[str, nn.Parameter], config: OptimConfig) -> list[dict[str, Any]]:
+        """Parameter groups of what is not the model's, by whether they decay."""
+        groups: dict[float, dict[str, Any]] = {}
+        for name, parameter in others.items():
+            decay = config.weight_decay if _decays(name, parameter) else 0.0
+            groups.setdefault(decay, {"params": [], "lr": config.lr, "weight_decay": decay})["params"].append(parameter)
+            self.names[id(parameter)] = f"objective.{name}"
+        return list(groups.values())
 
     def _groups(self, model: Model, config: OptimConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """Parameter groups for Muon and for all others, split by weight decay and by the layer's share of the rate."""

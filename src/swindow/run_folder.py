@@ -21,12 +21,14 @@ from types import TracebackType
 from typing import Any, Protocol, runtime_checkable
 
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from swindow._version import __version__
 from swindow.checkpoints import WEIGHTS, read_tensors, save
 from swindow.checkpoints.files import folder_draft, newest_sealed, write_atomic
 from swindow.config import dumps, from_dict, read_toml, to_dict
+from swindow.distributed import ALONE, Ranks, laid_like
 from swindow.errors import CheckpointError, ConfigError
 from swindow.model import Model
 
@@ -34,12 +36,28 @@ TRAINING = "training.safetensors"
 
 
 @dataclasses.dataclass(frozen=True)
-class SavedState:
-    """Where a run stands: counters and scores, the weights to use, and what else an exact resume needs."""
+class Saved:
+    """An intact saved state, whose tensors are read when `fill` is asked for them."""
 
+    folder: Path
     facts: dict[str, Any]
-    weights: dict[str, Tensor]
-    tensors: dict[str, Tensor]
+    """Counters and scores: where the run stood."""
+    names: frozenset[str]
+    """Of its tensors, as the run's `tensors` named them."""
+
+    def fill(self, tensors: dict[str, Tensor]) -> None:
+        """Copy what was saved into tensors of these names, in place, cut up as they are.
+
+        Raises:
+            CheckpointError: other names or shapes than those that were saved.
+        """
+        usable = {f"usable/{name}": tensor for name, tensor in read_tensors(self.folder / WEIGHTS)[1].items()}
+        found = usable | read_tensors(self.folder / TRAINING)[1]
+        if found.keys() != tensors.keys():
+            raise CheckpointError(f"{self.folder} holds other tensors than this model and optimiser have")
+        with torch.no_grad():
+            for name, tensor in tensors.items():
+                tensor.copy_(laid_like(found[name], tensor))
 
 
 @runtime_checkable
@@ -63,13 +81,16 @@ class RunFolder:
     ) -> None:
         self.close()
 
-    def __init__(self, path: str | Path, *, tensorboard: bool = False) -> None:
+    def __init__(
+        self, path: str | Path, *, tensorboard: bool = False, keep: int = 2, behind: bool = False, ranks: Ranks = ALONE
+    ) -> None:
+        self.keep, self.behind, self.ranks = keep, behind, ranks
         self.path = Path(path)
         self.lock = self.path / ".lock"
         self.events: Any = None
         self.tensorboard = tensorboard
 
-    def open(self, config: Any, *, resume: bool, free: frozenset[str]) -> SavedState | None:
+    def open(self, config: Any, *, resume: bool, free: frozenset[str]) -> Saved | None:
         """Claim the folder for a run with `config`; return the state to go on from, or None for a fresh start.
 
         `free` names settings that may differ from those the run was started with.
@@ -92,11 +113,18 @@ class RunFolder:
             self.events.close()
         self.lock.unlink(missing_ok=True)
 
-    def save_last(self, state: Savable) -> None:
+    def finish_saving(self) -> None:
+        """Wait for what is being written."""
+
+    def save(self, state: Savable) -> None:
         """Replace last/: weights to use, and what else it takes to go on."""
         with folder_draft(self.path / "last") as draft:
             save(state.usable, draft)
-            plain = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors().items()}
+            plain = {
+                name: tensor.detach().cpu().contiguous()
+                for name, tensor in state.tensors().items()
+                if not name.startswith("usable/")
+            }
             write_atomic(draft / TRAINING, safetensors.torch.save(plain))
             write_atomic(draft / "state.json", json.dumps(state.facts()))
 
@@ -106,7 +134,7 @@ class RunFolder:
             save(model, draft)
             write_atomic(draft / "state.json", json.dumps(facts))
 
-    def saved(self) -> SavedState | None:
+    def saved(self) -> Saved | None:
         """The newest intact state; None when the run was stopped before its first.
 
         Raises:
@@ -120,7 +148,8 @@ class RunFolder:
                 )
             return None
         folder, facts = newest
-        return SavedState(facts, read_tensors(folder / WEIGHTS)[1], read_tensors(folder / TRAINING)[1])
+        names = [f"usable/{name}" for name in read_tensors(folder / WEIGHTS)[1]]
+        return Saved(folder, facts, frozenset([*names, *read_tensors(folder / TRAINING)[1]]))
 
     def record(self, measurement: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl, and its numbers to the event files."""
@@ -159,7 +188,7 @@ class RunFolder:
             if isinstance(value, float):
                 self.events.add_scalar(f"{kind}/{name}", value, step)
 
-    def _begin(self, config: Any, *, resume: bool, free: frozenset[str]) -> SavedState | None:
+    def _begin(self, config: Any, *, resume: bool, free: frozenset[str]) -> Saved | None:
         known = self.path / "config.toml"
         begun = any(self.path.glob("last*")) or any(self.path.glob("best*"))
         if not known.exists() or not (begun or resume):  # a run that failed before its first save holds nothing

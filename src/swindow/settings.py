@@ -8,7 +8,9 @@ from typing import Literal
 from swindow.data.annotations import ObjectConfig
 from swindow.data.augment import AugmentConfig
 from swindow.data.masks import MaskConfig
+from swindow.distributed import Plan
 from swindow.errors import ConfigError
+from swindow.objectives import DistillConfig
 from swindow.optim import OptimConfig
 from swindow.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from swindow.sliding import Views
@@ -22,8 +24,9 @@ class TrainConfig:
     """A folder of class folders, an IDX folder, a CSV or Parquet table, a torchvision dataset's name, or digits; for
     maps of classes a folder of images and masks or of volumes, or ade20k:, cityscapes: or voc: before a folder; for
     objects a COCO JSON, or a folder with one a split, or Pascal VOC's or YOLO's."""
-    task: Literal["auto", "classify", "segment", "detect"] = "auto"
-    """What to learn; auto goes by what lies in the data."""
+    task: Literal["auto", "classify", "segment", "detect", "pretrain"] = "auto"
+    """What to learn; auto goes by what lies in the data. To pretrain takes no labels: parts of images are hidden and to
+    be painted (SimMIM)."""
     out: str = ""
     """Where the run goes; empty for runs/DATA-MODEL."""
     recipe: str = "auto"
@@ -54,8 +57,9 @@ class TrainConfig:
     """Passes over the training images."""
     steps: int = 0
     """Steps of the whole run, in place of epochs; 0 leaves it to them."""
-    batch: int = 64
-    """Images per forward pass; with optim.accumulate, several make a step."""
+    batch: int | Literal["auto"] = 64
+    """Images per forward pass, of all processes together; with optim.accumulate, several make a step. auto tries how
+    many fit."""
     drop_path: float = 0.1
     """Stochastic depth of the last block."""
     label_smoothing: float = 0.1
@@ -68,6 +72,13 @@ class TrainConfig:
     """How masks are read."""
     objects: ObjectConfig = ObjectConfig()
     """What is done with boxes that are not as they should be."""
+    teacher: str = ""
+    """A run or weights to learn from besides the labels: distillation."""
+    distill: Literal["soft", "hard", "token", "features"] = "soft"
+    """What is learned from the teacher: its probabilities, its decisions, its decisions by a token of their own (DeiT),
+    or its maps."""
+    distillation: DistillConfig = DistillConfig()
+    """How it is learned."""
     views: Views = Views()
     """How a picture is covered by the model's windows when its pixels are judged."""
     val_fraction: float = 0.1
@@ -84,6 +95,8 @@ class TrainConfig:
     """Compile the blocks with torch.compile."""
     checkpointing: bool = False
     """Trade time for memory: compute activations again in the backward pass."""
+    parallel: Plan = Plan()
+    """How the model is spread over several processes."""
     eval_every: int = 1
     """Epochs between evaluations."""
     patience: int = 0
@@ -94,6 +107,12 @@ class TrainConfig:
     """Stop after this many steps in all, the schedule unchanged; 0 never does."""
     save_minutes: float = 10.0
     """Minutes between saves within an epoch."""
+    save_steps: int = 0
+    """Steps between saves, besides; 0 leaves it to the minutes."""
+    save_behind: bool = False
+    """Write while training goes on: it waits for a copy in memory only."""
+    keep: int = 2
+    """Saved states to keep, the newest ones; at least 2, so that there is one before a damaged one."""
     max_bad: int = 0
     """Unreadable training images to skip before giving up; 0 stops at the first."""
     max_pixels: int = 200_000_000
@@ -106,9 +125,9 @@ class TrainConfig:
     def __post_init__(self) -> None:
         lowest = {"size": 1, "epochs": 1, "batch": 1, "eval_every": 1, "workers": -1, "max_bad": 0, "max_pixels": 1}
         lowest |= {"patience": 0, "max_minutes": 0, "max_steps": 0, "save_minutes": 0, "channels": 1, "steps": 0}
-        lowest |= {"longest": 0}
+        lowest |= {"longest": 0, "save_steps": 0, "keep": 2}
         for name, least in lowest.items():
-            if getattr(self, name) < least:
+            if getattr(self, name) != "auto" and getattr(self, name) < least:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least {least}")
         for name in ("drop_path", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
@@ -123,11 +142,23 @@ class TrainConfig:
         if self.val_fraction == 1:
             raise ConfigError("val_fraction is 1; that leaves nothing to train on")
 
+    @property
+    def images(self) -> int:
+        """`batch` as a number.
+
+        Raises:
+            ConfigError: it is auto, and nobody has tried yet what fits.
+        """
+        if isinstance(self.batch, str):
+            raise ConfigError(f"batch is {self.batch}; training finds a number for it, anything else needs one")
+        return self.batch
+
 
 # What may differ when a run is resumed: it changes when, where and how far the work is done, not what is computed.
 FREE = frozenset(
     {"out", "recipe", "device", "workers", "compile", "checkpointing", "patience", "max_minutes", "max_steps"}
     | {"save_minutes", "max_bad", "max_pixels", "tensorboard", "report"}
+    | {"parallel", "save_steps", "save_behind", "keep"}
 )
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,7 +29,8 @@ from swindow.data.joint import JointAugment
 from swindow.data.legends import palette
 from swindow.data.loading import BadImages, Batch, train_loader
 from swindow.devices import pick_device, pick_precision
-from swindow.errors import ConfigError, DataError, need
+from swindow.distributed import Ranks, joined
+from swindow.errors import ConfigError, DataError, TrainingDiverged, need
 from swindow.evaluation import AnyEvaluation, evaluate
 from swindow.images import ImageLimits
 from swindow.inference import ready
@@ -36,7 +38,7 @@ from swindow.learner import Learner
 from swindow.meter import Meter
 from swindow.model import Model, build, composition
 from swindow.preprocess import Preprocess
-from swindow.progress import Progress, Stopper, clock, counting, watcher
+from swindow.progress import Progress, Silent, Stopper, clock, counting, watcher
 from swindow.rasters import InMemory
 from swindow.reporting import draw_progress, fixed_rows, forget_progress, write_report
 from swindow.run_folder import RunFolder
@@ -60,19 +62,26 @@ class TrainResult:
 def train(config: TrainConfig, *, resume: bool = False, progress: Progress | None = None) -> TrainResult:
     """Train a classifier, segmenter or detector as `config` says and leave everything in its run folder.
 
-    With `resume`, go on from the folder's last state, to the bit as if there had been no stop.
+    With `resume`, go on from the folder's last state, to the bit as if there had been no stop. Under ``torchrun`` the
+    processes train one model together, and a group that was restarted resumes by itself.
 
     Raises:
         ConfigError: settings that cannot be, or a run folder that belongs to another run.
         DataError: images or labels that cannot be used; the message names the file.
         TrainingDiverged: a loss or gradient is not finite; the last good state is in the run folder.
     """
-    progress = progress or watcher()
-    config = dataclasses.replace(config, out=config.out or default_out(config, resume=resume))
+    with joined() as ranks:
+        progress = (progress or watcher()) if ranks.is_first else Silent()
+        resume = resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+        out = ranks.first_of(config.out or default_out(config, resume=resume))
+        return _train(dataclasses.replace(config, out=out), resume, progress, ranks)
+
+
+def _train(config: TrainConfig, resume: bool, progress: Progress, ranks: Ranks) -> TrainResult:
     _need_extras(config)
 
     # Where we run
-    device = pick_device(config.device)
+    device = pick_device(config.device, ranks.local)
     precision = pick_precision(config.precision, device)
 
     # Data
@@ -103,12 +112,13 @@ def train(config: TrainConfig, *, resume: bool = False, progress: Progress | Non
     loader = train_loader(
         source.split("train"),
         _augment(config, source, preprocess),
-        batch=config.batch,
+        batch=config.images,
         seed=config.seed,
         workers=config.workers,
         max_bad=config.max_bad,
         pin_memory=device.type == "cuda",
         divisor=getattr(model.head.config, "divisor", 1),
+        ranks=ranks,
     )
     per_epoch = -(-len(loader) // config.optim.accumulate)
     epochs = -(-config.steps // per_epoch) if config.steps else config.epochs
@@ -122,10 +132,14 @@ def train(config: TrainConfig, *, resume: bool = False, progress: Progress | Non
         seed=config.seed,
         device=device,
         precision=precision,
+        ranks=ranks,
+        plan=config.parallel,
     )
 
     # Resume
-    run = RunFolder(config.out, tensorboard=config.tensorboard)
+    run = RunFolder(
+        config.out, tensorboard=config.tensorboard, keep=config.keep, behind=config.save_behind, ranks=ranks
+    )
     saved = run.open(config, resume=resume, free=FREE)
     with run, Stopper() as stopper:
         _keep_split(run, source)
@@ -141,38 +155,54 @@ def train(config: TrainConfig, *, resume: bool = False, progress: Progress | Non
 
         # Loop
         stops = Stops(config, stopper, learner)
-        meter = Meter(device)
-        with counting(progress, "train", learner.total, position.step):
-            for epoch in range(position.epoch, epochs):
-                for batches in _steps(loader, epoch, position.batch, config.optim.accumulate):
-                    if stops.reason():  # asked before a step, since a resumed run may be at its limit already
+        meter = Meter(device, ranks)
+        try:
+            with counting(progress, "train", learner.total, position.step):
+                for epoch in range(position.epoch, epochs):
+                    for batches in _steps(loader, epoch, position.batch, config.optim.accumulate):
+                        if stops.reason():  # asked before a step, since a resumed run may be at its limit already
+                            break
+                        if config.max_bad:
+                            bad.add(
+                                [
+                                    line
+                                    for lines in ranks.everyones([b.bad for b in batches])
+                                    for b in lines
+                                    for line in b
+                                ]
+                            )
+                        rate = learner.rate
+                        report = learner.step(batches)
+                        if report.wrong:
+                            progress.say(f"step {position.step}: {report.wrong} is not finite; the step moved nothing")
+                        meter.add(report)
+                        position.bad, position.seconds = max(position.bad, bad.count), stops.seconds()
+                        progress.advance(1, epoch=f"{epoch + 1}/{epochs}", **meter.shown())
+                        if due(position.step, max(per_epoch // 10, 1), learner.total):
+                            run.record(
+                                {"kind": "train", "step": position.step, "epoch": epoch, "lr_share": rate}
+                                | {**meter.read(), "skipped_steps": position.skipped}
+                            )
+                        if stops.save_is_due():
+                            run.save(learner)
+                    else:
+                        if stops.reason() in SIGNALS:
+                            break
+                        if due(epoch + 1, config.eval_every, epochs):
+                            run.save(learner)  # what was learned outlives an evaluation that fails
+                            _judge(learner, judged_on, config, epochs, run, progress)
+                            meter.restart()
+                        position.epoch, position.batch = epoch + 1, 0
+                    if stops.reason():
                         break
-                    for batch in batches:
-                        bad.add(batch.bad)
-                    rate = learner.rate
-                    meter.add(learner.step(batches))
-                    position.bad, position.seconds = max(position.bad, bad.count), stops.seconds()
-                    progress.advance(1, epoch=f"{epoch + 1}/{epochs}", **meter.shown())
-                    if due(position.step, max(per_epoch // 10, 1), learner.total):
-                        run.record(
-                            {"kind": "train", "step": position.step, "epoch": epoch, "lr_share": rate, **meter.read()}
-                        )
-                    if stops.save_is_due():
-                        run.save_last(learner)
-                else:
-                    if stops.reason() in SIGNALS:
-                        break
-                    if due(epoch + 1, config.eval_every, epochs):
-                        run.save_last(learner)  # what was learned outlives an evaluation that fails
-                        _judge(learner, judged_on, config, epochs, run, progress)
-                        meter.restart()
-                    position.epoch, position.batch = epoch + 1, 0
-                if stops.reason():
-                    break
+        except (DataError, TrainingDiverged):
+            run.save(learner)  # the last good step outlives what ended the run
+            raise
 
         # Finish
         reason = stops.reason() or "finished"
-        run.save_last(learner)
+        run.save(learner)
+        run.finish_saving()
         if reason in SIGNALS:
             progress.say(
                 f"stopped by {reason} at step {position.step}; the same command with --resume goes on ({run.path})"
@@ -199,22 +229,27 @@ class Stops:
         return self.earlier + time.monotonic() - self.began
 
     def reason(self) -> str | None:
-        """The signal or the limit that was reached, if any."""
+        """The signal or the limit that was reached, if any, by any of the processes; all of them must ask."""
         config, position = self.config, self.learner.position
         limits = {
-            self.stopper.signal: self.stopper.signal is not None,
-            "max_minutes": 0 < config.max_minutes * 60 <= self.seconds(),
-            "max_steps": 0 < config.max_steps <= position.step,
-            "finished": position.step >= self.learner.total,
             "patience": 0 < config.patience <= position.waited,
+            "finished": position.step >= self.learner.total,
+            "max_steps": 0 < config.max_steps <= position.step,
+            "max_minutes": 0 < config.max_minutes * 60 <= self.seconds(),
+            **{name: self.stopper.signal == name for name in SIGNALS},
         }
-        return next((name for name, reached in limits.items() if reached), None)
+        reached = [number for number, one in enumerate(limits.values(), start=1) if one]
+        agreed = self.learner.ranks.highest(max(reached, default=0))
+        return [None, *limits][agreed]
 
     def save_is_due(self) -> bool:
-        """Whether the last save is long enough ago; asking counts as saving."""
-        if time.monotonic() - self.saved < 60 * self.config.save_minutes:
+        """Whether the last save is long enough ago, by the first process's clock; asking counts as saving."""
+        every, now = self.config.save_steps, time.monotonic()
+        by_steps = every > 0 and self.learner.position.step % every == 0
+        late = now - self.saved >= 60 * self.config.save_minutes
+        if not by_steps and not self.learner.ranks.first_of(late):
             return False
-        self.saved = time.monotonic()
+        self.saved = now
         return True
 
 
@@ -389,15 +424,16 @@ def _judge(
     A segmenter or detector is also asked about a few images that are always the same, for the report.
     """
     position = learner.position
-    evaluation = _evaluate(learner.usable, source, "val", config, learner, surfaces=False)
+    model = learner.judged()
+    evaluation = _evaluate(model, source, "val", config, learner, surfaces=False)
     figures = evaluation.figures()
     epoch = position.epoch + (position.batch > 0)
     run.record({"kind": "val", "step": position.step, "epoch": epoch, **figures})
     position.judged, position.waited = position.step, position.waited + 1
     if evaluation.score > position.best:
         position.best, position.waited = evaluation.score, 0
-        run.save_best(learner.usable, {"step": position.step, **figures})
-    answer = _answers(learner.usable, source.val, config, learner) if config.report else None
+        run.save_best(model, {"step": position.step, **figures})
+    answer = _answers(model, source.val, config, learner) if config.report and learner.ranks.is_first else None
     if isinstance(source.val, Scenes | Annotated) and answer is not None:
         rows = fixed_rows(source.val)
         draw_progress(run.path, position.step, source.val, rows, answer, learner.model.colours or ())
@@ -415,12 +451,13 @@ def _evaluate(
         model,
         source.split(split),
         split=split,
-        batch=config.batch,
+        batch=max(config.images // learner.ranks.world, 1),
         device=str(learner.device),
         precision=learner.precision,
         workers=config.workers,
         views=config.views,
         surfaces=surfaces,
+        ranks=learner.ranks,
     )
 
 
@@ -464,6 +501,7 @@ def _finish(
     # not stopped, so that resuming it changes nothing.
     if position.judged != position.step or run.best() is None:
         _judge(learner, source, config, epochs, run, progress)
+    learner.ranks.wait()  # for the first process to have written the best
     model = load(run.best() or run.path).to(learner.device)
     split = "test" if source.test is not None else "val"
     evaluation = _evaluate(model, source, split, config, learner)
@@ -480,6 +518,8 @@ def _finish(
         "peak_memory_gib": round(peak_gib, 3),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "skipped_images": position.bad,
+        "skipped_steps": position.skipped,
+        "processes": learner.ranks.world,
         **evaluation.summary(),
     }
     run.write_json("result.json", facts)
@@ -489,7 +529,7 @@ def _finish(
         f"peak memory {facts['peak_memory_gib']:.2f} GiB on {learner.device}"
     )
     report = None
-    if config.report:
+    if config.report and learner.ranks.is_first:
         pixels, targets = learner.as_seen(next(_steps(loader, 0, 0, 1))[0])
         images = source.split(split)
         report = write_report(

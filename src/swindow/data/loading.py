@@ -18,7 +18,8 @@ from swindow.data.padding import PackedObjects, canvas_of, framed, packed
 from swindow.data.processes import context, cores, start_quietly
 from swindow.data.scenes import Scenes, file_of
 from swindow.data.seeds import epoch_order, sample_seed, sample_seeds
-from swindow.errors import DataError
+from swindow.distributed import ALONE, Ranks
+from swindow.errors import ConfigError, DataError
 from swindow.images import name_of
 from swindow.objects import Frames, Objects
 from swindow.preprocess import Preprocess
@@ -78,11 +79,32 @@ class BadImages:
 class EpochBatches:
     """Which samples make which batch: lists of (epoch, index), shuffled by (seed, epoch), from some batch on.
 
-    The last samples that fill no batch are left out, unless there is no full batch at all.
+    A batch is that of all processes together; each takes its share of it, so that their number changes nothing about
+    which samples a step learns from. The last samples that fill no batch are left out, unless there is no full batch
+    at all. `order` gives the samples of an epoch in another order than a plain shuffle.
+
+    Raises:
+        ConfigError: a batch that cannot be divided evenly, or fewer samples than processes.
     """
 
-    def __init__(self, count: int, batch: int, seed: int, epoch: int = 0, start_batch: int = 0) -> None:
-        self.count, self.batch, self.seed = count, batch, seed
+    def __init__(
+        self,
+        count: int,
+        batch: int,
+        seed: int,
+        epoch: int = 0,
+        start_batch: int = 0,
+        *,
+        ranks: Ranks = ALONE,
+        order: Callable[[int, int], np.ndarray] | None = None,
+    ) -> None:
+        if batch % ranks.world or count < ranks.world:
+            raise ConfigError(
+                f"batch {batch} of {count:,} images cannot be shared evenly by {ranks.world} processes; "
+                f"give a multiple of {ranks.world}: batch counts the images of all of them"
+            )
+        self.count, self.batch, self.seed, self.ranks = count, batch, seed, ranks
+        self.order = order or partial(epoch_order, count)
         self.start(epoch, start_batch)
 
     def start(self, epoch: int, start_batch: int = 0) -> None:
@@ -95,9 +117,11 @@ class EpochBatches:
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         epoch = self.epoch
-        order = epoch_order(self.count, self.seed, epoch).tolist()
+        order = self.order(self.seed, epoch).tolist()
+        share = min(self.batch, self.count) // self.ranks.world
         for number in range(self.start_batch, len(self)):
-            yield [(epoch, index) for index in order[number * self.batch : (number + 1) * self.batch]]
+            first = number * self.batch + self.ranks.rank * share
+            yield [(epoch, index) for index in order[first : first + share]]
 
 
 class TrainView:
@@ -279,14 +303,16 @@ def train_loader(
     max_bad: int = 0,
     pin_memory: bool = False,
     divisor: int = 32,
+    ranks: Ranks = ALONE,
 ) -> Loader:
     """Shuffled, augmented batches; ``loader.batch_sampler.start(epoch, batch)`` says where the next iteration begins.
 
     ``workers=-1`` decides by the data and the machine. Sides of batches of pictures with objects are multiples of
-    `divisor`.
+    `divisor`. `batch` counts the images of all processes; this one loads its share of them.
 
     Raises:
-        ConfigError: an augmentation that needs masks, and objects that have boxes alone.
+        ConfigError: an augmentation that needs masks, and objects that have boxes alone; a batch that the processes
+            cannot share evenly.
     """
     view: TrainView | SceneView | AnnotatedView
     if isinstance(images, Annotated) and isinstance(augment, ObjectAugment):
@@ -297,7 +323,8 @@ def train_loader(
         view = TrainView(images, augment, seed, max_bad)
     else:
         raise TypeError("objects go with ObjectAugment, pictures with masks with JointAugment, labels with Augment")
-    return Loader(view, EpochBatches(len(images), batch, seed), _workers(workers, images), pin_memory=pin_memory)
+    batches = EpochBatches(len(images), batch, seed, ranks=ranks)
+    return Loader(view, batches, _workers(workers, images), pin_memory=pin_memory)
 
 
 def eval_loader(

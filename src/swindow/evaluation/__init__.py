@@ -9,6 +9,7 @@ from swindow.data import DataSource, Images, Scenes, open_data, split_changes
 from swindow.data.annotated import Annotated
 from swindow.data.annotations import ObjectConfig
 from swindow.data.masks import MaskConfig
+from swindow.distributed import ALONE, Ranks
 from swindow.errors import ConfigError, DataError
 from swindow.evaluation.classification import Evaluation, judge_classifier
 from swindow.evaluation.confusions import Confusion
@@ -55,6 +56,7 @@ def evaluate(
     surfaces: bool | None = None,
     objects: ObjectConfig | None = None,
     threshold: float | None = None,
+    ranks: Ranks = ALONE,
     progress: Progress | None = None,
 ) -> AnyEvaluation:
     """Ask a model about every image of a split and compare with the labels, the masks or the objects that are there.

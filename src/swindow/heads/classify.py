@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from swindow.errors import ConfigError, ShapeError
+from swindow.heads.losses import at_least_fp32
 from swindow.shapes import Pyramid
 
 
@@ -96,10 +97,10 @@ class Classifier(nn.Module):
         if targets.ndim == 2 and targets.shape[1] != self.config.num_classes:
             raise ShapeError(f"targets name {targets.shape[1]} classes and the head has {self.config.num_classes}")
         smoothing = self.config.label_smoothing
-        loss = F.cross_entropy(outputs.logits.float(), targets, label_smoothing=smoothing)
+        loss = F.cross_entropy(at_least_fp32(outputs.logits), targets, label_smoothing=smoothing)
         if outputs.distilled is None:
             return {"cross_entropy": loss}
-        distilled = F.cross_entropy(outputs.distilled.float(), targets, label_smoothing=smoothing)
+        distilled = F.cross_entropy(at_least_fp32(outputs.distilled), targets, label_smoothing=smoothing)
         return {"cross_entropy": loss / 2, "cross_entropy_distilled": distilled / 2}
 
     def right(

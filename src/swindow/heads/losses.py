@@ -14,6 +14,12 @@ from swindow.shapes import IGNORE
 Logits = Float[Tensor, "B K h w"]
 Labels = Int64[Tensor, "B h w"]
 
+
+def at_least_fp32(values: Tensor) -> Tensor:
+    """`values` in fp32, or as they are where they have more digits."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
 _SMOOTH = 1e-5  # Swin-Unet's: a class that nobody has and nobody claims costs nothing
 
 
