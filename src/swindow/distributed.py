@@ -9,18 +9,20 @@ import contextlib
 import dataclasses
 import datetime
 import os
+import sys
 from collections.abc import Iterable, Iterator
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
-from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from swindow.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
+    from torch.distributed.tensor import DTensor
 
 T = TypeVar("T")
 
@@ -175,9 +177,10 @@ def parallelize(
 @contextlib.contextmanager
 def exchanging(module: nn.Module, enabled: bool) -> Iterator[None]:
     """Backward passes within exchange gradients with the other processes, or add them up here until one does."""
-    if isinstance(module, FSDPModule):
-        module.set_requires_gradient_sync(enabled)
-        module.set_is_last_backward(enabled)
+    if is_sharded(module):
+        sharded = cast("FSDPModule", module)
+        sharded.set_requires_gradient_sync(enabled)
+        sharded.set_is_last_backward(enabled)
         yield
     elif isinstance(module, DistributedDataParallel) and not enabled:
         with module.no_sync():
@@ -188,25 +191,35 @@ def exchanging(module: nn.Module, enabled: bool) -> Iterator[None]:
 
 def whole(tensor: Tensor) -> Tensor:
     """A tensor in one piece, put together from all processes if it is cut up; all of them must ask."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return cast("DTensor", tensor).full_tensor() if is_cut_up(tensor) else tensor
 
 
 def is_sharded(module: nn.Module) -> bool:
     """Whether parameters are cut up over processes."""
-    return any(isinstance(parameter, DTensor) for parameter in module.parameters())
+    return any(is_cut_up(parameter) for parameter in module.parameters())
+
+
+def is_cut_up(tensor: Tensor) -> bool:
+    """Whether this is a `DTensor`. Where nobody has loaded that class, which takes half a second, there are none."""
+    loaded = sys.modules.get("torch.distributed.tensor")
+    return loaded is not None and isinstance(tensor, loaded.DTensor)
 
 
 def laid_like(full: Tensor, like: Tensor) -> Tensor:
     """`full`, which every process has, on the device of `like` and cut up as that is."""
-    if not isinstance(like, DTensor):
+    if not is_cut_up(like):
         return full.to(like.device)
-    from torch.distributed.tensor import distribute_tensor
+    from torch.distributed.tensor import DTensor, distribute_tensor
 
+    like = cast(DTensor, like)
     placed = full.to(like.to_local().device)
     return distribute_tensor(placed, like.device_mesh, like.placements, src_data_rank=None)
 
 
 def _shard(module: nn.Module, blocks: Iterable[nn.Module], plan: Plan, device: torch.device, ranks: Ranks) -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+
     how: dict[str, Any] = {
         "mesh": init_device_mesh(device.type, (ranks.world,)),
         "reshard_after_forward": plan.regather,

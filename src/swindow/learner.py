@@ -234,7 +234,7 @@ class Learner:
             step, self.position = position.step, dataclasses.replace(self.good)
             raise TrainingDiverged(
                 f"step {step}: {wrong} is not finite, for the {MOST_SKIPPED}rd time in a row; step {self.good.step}, "
-                "the last good one, is kept. Start anew with a lower optim.lr, with optim.clip 1.0 or with precision fp32"
+                "the last good one, is kept. Start anew with a lower optim.lr, optim.clip 1.0 or precision fp32"
             )
 
     def _apply_gradients(self, losses: dict[str, Tensor]) -> tuple[Tensor, str]:

@@ -195,8 +195,10 @@ def _train(config: TrainConfig, resume: bool, progress: Progress, ranks: Ranks) 
                         position.epoch, position.batch = epoch + 1, 0
                     if stops.reason():
                         break
-        except (DataError, TrainingDiverged):
-            run.save(learner)  # the last good step outlives what ended the run
+        except (DataError, TrainingDiverged) as error:
+            # The last good step outlives what ended the run. Diverged are all processes; what cannot be read, one.
+            if ranks.world == 1 or isinstance(error, TrainingDiverged):
+                run.save(learner)
             raise
 
         # Finish
