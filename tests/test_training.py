@@ -20,6 +20,7 @@ from swindow.devices import peak_memory
 from swindow.errors import CheckpointError, ConfigError, DataError, TrainingDiverged
 from swindow.optim import OptimConfig
 from swindow.progress import Silent
+from swindow.run_folder.lock import Lock
 from swindow.settings import TrainConfig, default_out
 from swindow.training import due, train
 
@@ -57,11 +58,16 @@ def run(config, **changes):
     return train(dataclasses.replace(config, **changes), resume=resume, progress=Silent())
 
 
+def newest(folder):
+    """The folder of a run's newest saved state."""
+    return max((folder / "steps").iterdir())
+
+
 def contents(folder):
-    """The bytes of all tensors, and the position without the clock."""
+    """The bytes of all tensors, and the position without the clock and the settings."""
     files = {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}
     state = json.loads((folder / "state.json").read_text())
-    return files, {key: value for key, value in state.items() if key != "seconds"}
+    return files, {key: value for key, value in state.items() if key not in ("seconds", "origin")}
 
 
 def test_it_learns_three_hues_and_leaves_a_complete_run_folder(config, tmp_path):
@@ -84,7 +90,7 @@ def test_it_learns_three_hues_and_leaves_a_complete_run_folder(config, tmp_path)
     assert losses[-1] < 0.7 * losses[0]
     assert max(line["accuracy"] for line in lines if line["kind"] == "val") == 1.0
     present = {path.name for path in folder.iterdir()}
-    assert present >= {"config.toml", "environment.json", "split.json", "tensorboard", "best", "last", "report.html"}
+    assert present >= {"config.toml", "environment.json", "split.json", "tensorboard", "best", "steps", "report.html"}
     assert not {name for name in present if ".tmp" in name or ".old" in name or name == ".lock"}
     assert swindow.load(folder).classes == ("blue", "green", "red")
 
@@ -113,32 +119,32 @@ def test_two_and_two_steps_are_four_to_the_bit(config, tmp_path, changes):
     run(config, out=str(tmp_path / "whole"), max_steps=4, **changes)
     run(config, out=str(tmp_path / "parts"), max_steps=2, **changes)
     run(config, out=str(tmp_path / "parts"), max_steps=4, resume=True, **changes)
-    assert contents(tmp_path / "parts" / "last") == contents(tmp_path / "whole" / "last")
+    assert contents(newest(tmp_path / "parts")) == contents(newest(tmp_path / "whole"))
 
 
 def test_workers_change_nothing(config, tmp_path):
     run(config, out=str(tmp_path / "alone"))
     run(config, out=str(tmp_path / "helped"), workers=2, max_steps=3)
     run(config, out=str(tmp_path / "helped"), workers=1, resume=True)
-    assert contents(tmp_path / "helped" / "last") == contents(tmp_path / "alone" / "last")
+    assert contents(newest(tmp_path / "helped")) == contents(newest(tmp_path / "alone"))
     assert contents(tmp_path / "helped" / "best") == contents(tmp_path / "alone" / "best")
 
 
 def test_checkpointing_changes_nothing(config, tmp_path):
     run(config, out=str(tmp_path / "plain"), max_steps=2)
     run(config, out=str(tmp_path / "thrifty"), max_steps=2, checkpointing=True)
-    assert contents(tmp_path / "thrifty" / "last") == contents(tmp_path / "plain" / "last")
+    assert contents(newest(tmp_path / "thrifty")) == contents(newest(tmp_path / "plain"))
 
 
 def test_a_model_without_stochastic_depth_trains(config, tmp_path):
     run(config, model="resnet_18", fields={"depths": (1, 1), "width": 8}, max_steps=2, size=32)
-    assert (tmp_path / "run" / "last").is_dir()
+    assert newest(tmp_path / "run").name == "step-00000002"
 
 
 def test_another_seed_changes_everything(config, tmp_path):
     run(config, out=str(tmp_path / "a"), max_steps=1)
     run(config, out=str(tmp_path / "b"), max_steps=1, seed=1)
-    assert contents(tmp_path / "a" / "last")[0] != contents(tmp_path / "b" / "last")[0]
+    assert contents(newest(tmp_path / "a"))[0] != contents(newest(tmp_path / "b"))[0]
 
 
 def test_resuming_a_finished_run_judges_it_again(config):
@@ -148,24 +154,31 @@ def test_resuming_a_finished_run_judges_it_again(config):
     assert again.evaluation.accuracy == first.evaluation.accuracy
 
 
-def test_resume_takes_the_newest_intact_state_whatever_the_file_times(config, tmp_path):
-    run(config, max_steps=2)
-    last = tmp_path / "run" / "last"
-    older = last.with_name("last.old-0")
-    older.mkdir()
-    for path in last.iterdir():
-        (older / path.name).write_bytes(path.read_bytes())
-    run(config, max_steps=3, resume=True)
-    assert not older.exists()
-    assert json.loads((last / "state.json").read_text())["step"] == 3
-
-
-def test_a_damaged_state_is_never_used(config, tmp_path):
-    run(config, max_steps=2)
-    path = tmp_path / "run" / "last" / "training.safetensors"
-    content = bytearray(path.read_bytes())
+def test_resume_takes_the_newest_intact_state_and_names_those_that_it_passes_over(config, tmp_path, monkeypatch):
+    run(config, max_steps=1)
+    run(config, max_steps=2, resume=True)
+    assert newest(tmp_path / "run").name == "step-00000002"
+    weights = newest(tmp_path / "run") / "training.safetensors"
+    content = bytearray(weights.read_bytes())
     content[len(content) // 2] ^= 1
-    path.write_bytes(content)
+    weights.write_bytes(content)
+    said = []
+    watcher = Silent()
+    watcher.say = said.append
+    train(dataclasses.replace(config, max_steps=3), resume=True, progress=watcher)
+    assert any("step 2 is damaged" in line and line.endswith("going on from step 1") for line in said)
+    assert "resumed at step 1 of 6" in said
+    run(config, max_steps=3, out=str(tmp_path / "whole"))
+    assert contents(newest(tmp_path / "run")) == contents(newest(tmp_path / "whole"))
+
+
+def test_damaged_states_are_never_used(config, tmp_path):
+    run(config, max_steps=2)
+    for state in (tmp_path / "run" / "steps").iterdir():
+        path = state / "training.safetensors"
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
     with pytest.raises(CheckpointError, match="damaged"):
         run(config, resume=True)
 
@@ -183,17 +196,13 @@ def test_resume_with_other_settings_lists_the_differences(config):
     run(config, resume=True, max_steps=2, workers=1)
 
 
-def test_a_folder_in_use_is_refused_and_a_dead_ones_lock_is_taken_over(config, tmp_path):
-    import socket
-
-    (tmp_path / "run").mkdir()
-    lock = tmp_path / "run" / ".lock"
-    lock.write_text(f"{socket.gethostname()} {os.getppid()}")
-    with pytest.raises(ConfigError, match="in use by process"):
-        run(config, max_steps=1)
-    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
-    lock.write_text(f"{socket.gethostname()} {int(dead.stdout)}")
-    assert run(config, max_steps=1).step == 1
+def test_a_folder_in_use_is_refused(config, tmp_path):
+    lock = Lock(tmp_path)
+    lock.take()
+    with pytest.raises(ConfigError, match=f"in use by process {os.getpid()} on"):
+        run(config, out=str(tmp_path), max_steps=1)
+    lock.release()
+    assert run(config, out=str(tmp_path), max_steps=1).step == 1
 
 
 def test_an_unwritable_place_is_refused_before_any_work(config, tmp_path):
@@ -304,7 +313,7 @@ def test_a_signal_finishes_the_step_saves_and_exits(config, tmp_path, number):
     assert process.returncode == 128 + number, said
     assert "--resume goes on" in said
     assert "Traceback" not in said
-    step = json.loads((tmp_path / "run" / "last" / "state.json").read_text())["step"]
+    step = json.loads((newest(tmp_path / "run") / "state.json").read_text())["step"]
     assert step > 0
     assert run(config, resume=True, max_steps=step + 1).step == step + 1
 
@@ -397,7 +406,7 @@ def test_bad_images_of_the_validation_split_count_too(config, tmp_path):
     (data / names[0]).write_bytes(b"")
     with pytest.raises(DataError, match=r"00\d\.png"):
         run(config, data=str(data), out=str(tmp_path / "stops"))
-    assert (tmp_path / "stops" / "last").exists()
+    assert (tmp_path / "stops" / "steps").exists()
     run(config, data=str(data), out=str(tmp_path / "skips"), max_bad=1, max_steps=1)
     assert json.loads((tmp_path / "skips" / "result.json").read_text())["skipped_images"] == 1
 
@@ -411,7 +420,7 @@ def test_a_crash_while_best_was_replaced_loses_nothing(config, tmp_path):
 
 def test_a_run_that_failed_before_its_first_save_can_be_started_again(config, tmp_path):
     run(config, max_steps=1)
-    for name in ("last", "best"):
+    for name in ("steps", "best"):
         (tmp_path / "run" / name).rename(tmp_path / name)
     assert run(config, max_steps=2).step == 2
 

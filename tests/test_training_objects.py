@@ -22,7 +22,7 @@ from swindow.progress import Silent
 from swindow.recipes import DETECT, RECIPES, Facts, configure
 from swindow.settings import TrainConfig
 from swindow.training import train
-from test_training import contents
+from test_training import contents, newest
 
 REGIONS = {"regions.candidates": (64, 64), "regions.proposals": (32, 32), "regions.scales": (4.0,)}
 RCNN = {"pyramid_width": 16, "box_width": 32, "mask_width": 8, "mask_convs": 1, "samples": 16, **REGIONS}
@@ -141,13 +141,13 @@ def test_two_steps_and_two_more_are_four_to_the_bit(config, tmp_path, changes):
     whole = run(config, out=str(tmp_path / "whole"), **changes)
     run(config, out=str(tmp_path / "parts"), max_steps=max(whole.step // 2, 1), **changes)
     run(config, out=str(tmp_path / "parts"), resume=True, **changes)
-    assert contents(tmp_path / "whole" / "last") == contents(tmp_path / "parts" / "last")
+    assert contents(newest(tmp_path / "whole")) == contents(newest(tmp_path / "parts"))
 
 
 def test_readers_in_other_processes_change_nothing(config, tmp_path):
     run(config, out=str(tmp_path / "here"), max_steps=3)
     run(config, out=str(tmp_path / "there"), max_steps=3, workers=1)
-    assert contents(tmp_path / "here" / "last") == contents(tmp_path / "there" / "last")
+    assert contents(newest(tmp_path / "here")) == contents(newest(tmp_path / "there"))
 
 
 def test_bf16_and_checkpointing_train_too(config):
@@ -201,7 +201,7 @@ def test_a_box_that_cannot_be_is_found_before_the_first_step(config, tmp_path):
     path.write_text(json.dumps(content))
     with pytest.raises(DataError, match=r"train\.json.*annotation 3"):
         run(config, data=str(tmp_path / "bad"))
-    assert not (tmp_path / "run" / "last").exists()
+    assert not (tmp_path / "run" / "steps").exists()
 
 
 def test_fields_within_fields_go_by_dotted_names():

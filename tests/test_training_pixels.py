@@ -20,7 +20,7 @@ from swindow.recipes import RECIPES, SEGMENT, Facts, configure
 from swindow.settings import TrainConfig
 from swindow.sliding import Views
 from swindow.training import train
-from test_training import contents
+from test_training import contents, newest
 
 TINY = {"dim": 12, "depths": (1, 1), "num_heads": (1, 2), "window": 4, "patch": 2, "decoder_depths": (1,)}
 UPERNET = {**{name: value for name, value in TINY.items() if name != "decoder_depths"}, "decoder_width": 8}
@@ -113,7 +113,7 @@ def test_two_steps_and_two_more_are_four_to_the_bit(config, tmp_path, changes):
     whole = run(config, out=str(tmp_path / "whole"), **changes)
     run(config, out=str(tmp_path / "parts"), max_steps=max(whole.step // 2, 1), **changes)
     run(config, out=str(tmp_path / "parts"), resume=True, **changes)
-    assert contents(tmp_path / "whole" / "last") == contents(tmp_path / "parts" / "last")
+    assert contents(newest(tmp_path / "whole")) == contents(newest(tmp_path / "parts"))
 
 
 def test_bf16_and_checkpointing_train_too(config):
@@ -155,7 +155,7 @@ def test_a_bad_mask_is_found_before_the_first_step(config, tmp_path):
     Image.fromarray(np.full((24, 24), 7, np.uint8)).save(tmp_path / "bad" / "train" / "masks" / "p0-0.png")
     with pytest.raises(DataError, match=r"p0-0\.png"):
         run(config, data=str(tmp_path / "bad"))
-    assert not (tmp_path / "run" / "last").exists()
+    assert not (tmp_path / "run" / "steps").exists()
 
 
 @pytest.mark.parametrize("name", SEGMENT)

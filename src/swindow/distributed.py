@@ -90,6 +90,12 @@ class Ranks:
         dist.broadcast_object_list(box, src=0, group=_talk())
         return box[0]
 
+    def share(self, tensors: Iterable[Tensor]) -> None:
+        """Give all processes the first one's values of these tensors, in place."""
+        if self.world > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, src=0)
+
     def everyones(self, value: T) -> list[T]:
         """The values of all, in order of rank."""
         if self.world == 1:
@@ -111,9 +117,44 @@ def _talk() -> Any:
     return _GROUPS[0]
 
 
+def standing() -> Ranks:
+    """Which of the processes that were started together this is, by its environment alone; joins nothing.
+
+    Raises:
+        ConfigError: only some of RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT are set.
+    """
+    _heed_slurm()
+    needed = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    given = [name for name in needed if name in os.environ]
+    if "RANK" not in given and "MASTER_ADDR" not in given:
+        return ALONE
+    if len(given) < len(needed):
+        missing = ", ".join(name for name in needed if name not in given)
+        raise ConfigError(f"{', '.join(given)} set and {missing} not: start processes with torchrun, or --devices")
+    rank, world, local = (int(os.environ.get(name, "0")) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    return Ranks(rank, world, local)
+
+
+def _heed_slurm() -> None:
+    """Where ``srun`` started several processes and torchrun none, say the same in torch's variables.
+
+    Which machine is the first is not SLURM's to say: MASTER_ADDR names it.
+    """
+    if "RANK" in os.environ or int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) < 2:
+        return
+    if "MASTER_ADDR" not in os.environ:
+        raise ConfigError(
+            "srun started several processes and MASTER_ADDR is not set; in the sbatch script, export MASTER_ADDR="
+            '$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)'
+        )
+    names = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_STEP_NUM_TASKS", "LOCAL_RANK": "SLURM_LOCALID"}
+    os.environ.update({name: os.environ[theirs] for name, theirs in names.items()})
+    os.environ.setdefault("MASTER_PORT", "29500")  # torchrun's own default
+
+
 @contextlib.contextmanager
 def joined() -> Iterator[Ranks]:
-    """Join the processes that ``torchrun`` (or SLURM's ``srun``, by the same variables) started; alone without it.
+    """Join the processes that ``torchrun`` or SLURM's ``srun`` started; alone where neither did.
 
     A group that the program already has is used, and left as it is.
 
@@ -121,24 +162,21 @@ def joined() -> Iterator[Ranks]:
         ConfigError: only some of RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT are set.
     """
     if dist.is_initialized():
-        yield Ranks(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_RANK", "0")))
-        _GROUPS.clear()
+        try:
+            yield Ranks(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_RANK", "0")))
+        finally:
+            _GROUPS.clear()
         return
-    needed = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    given = [name for name in needed if name in os.environ]
-    if "RANK" not in given and "MASTER_ADDR" not in given:
+    ranks = standing()
+    if ranks.world == 1:
         yield ALONE
         return
-    if len(given) < len(needed):
-        missing = ", ".join(name for name in needed if name not in given)
-        raise ConfigError(f"{', '.join(given)} set and {missing} not: start processes with torchrun, or --devices")
-    local = int(os.environ.get("LOCAL_RANK", "0"))
     on_gpu = torch.cuda.is_available()
     if on_gpu:
-        torch.cuda.set_device(local)
+        torch.cuda.set_device(ranks.local)
     dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=PATIENCE)
     try:
-        yield Ranks(dist.get_rank(), dist.get_world_size(), local)
+        yield ranks
     finally:
         _GROUPS.clear()
         dist.destroy_process_group()

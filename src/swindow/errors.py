@@ -8,6 +8,7 @@ SwindowError
 ├── DataError                     an image, label or folder that cannot be used
 ├── BackendUnavailable            an attention backend that cannot run here, and why
 ├── MissingExtra (ImportError)    an optional dependency, with the line that installs it
+├── OutOfMemory                   no memory left for a training step, and what to change
 └── TrainingDiverged              a loss or gradient that is no longer finite
 
 Every message is one line: what was given, what is allowed, what to do.
@@ -61,6 +62,10 @@ class BackendUnavailable(SwindowError):
 
 class MissingExtra(SwindowError, ImportError):
     """An optional dependency that is not installed."""
+
+
+class OutOfMemory(SwindowError):
+    """No memory left for a training step; the message says what to change."""
 
 
 class TrainingDiverged(SwindowError):

@@ -51,6 +51,7 @@ METADATA_WARNINGS = r"(possibly )?corrupt EXIF|metadata warning|tag |image appea
 _PILLOW = threading.Lock()
 
 _ORIENTATION = 0x0112
+_TURNING = frozenset({"exif", "xmp", "Raw profile type exif", "XML:com.adobe.xmp"})  # what may say how to turn
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -107,7 +108,12 @@ Source = str | Path | bytes | Readable | Image.Image | np.ndarray | Tensor
 
 
 def read_image(
-    source: Source, *, channels: int = 3, limits: ImageLimits = LIMITS, intensity: tuple[float, float] | None = None
+    source: Source,
+    *,
+    channels: int = 3,
+    limits: ImageLimits = LIMITS,
+    intensity: tuple[float, float] | None = None,
+    name: str | None = None,
 ) -> UInt8[Tensor, "C h w"]:
     """Any picture as 8-bit pixels; files, bytes and Pillow images go through the gate described above.
 
@@ -118,7 +124,8 @@ def read_image(
     `intensity` is a window, for values of more than 8 bits: its lower value becomes 0, its upper 255, linearly, and
     what lies beyond is clipped. With it, arrays may be of any real type and range; 8-bit values stay what they are.
 
-    The strides are those of the decoder (channels last); call ``contiguous()`` where that matters.
+    The strides are those of the decoder (channels last); call ``contiguous()`` where that matters. `name` is what
+    messages call bytes that come from somewhere, such as a shard.
 
     Raises:
         DataError: the picture cannot be used; the message names it.
@@ -131,7 +138,7 @@ def read_image(
             f"{name_of(source)}: an image file gives 1 or 3 channels, not {channels}; pass an array instead"
         )
     window = _window(intensity)
-    with _decoded(source, limits) as image:
+    with _decoded(source, limits, name) as image:
         return _to_tensor(_in_mode(_plain(image, window), "L" if channels == 1 else "RGB"))
 
 
@@ -159,9 +166,11 @@ def read_stored(source: str | Path | bytes, *, limits: ImageLimits = LIMITS) -> 
 
 
 @contextlib.contextmanager
-def _decoded(source: str | Path | bytes | Readable | Image.Image, limits: ImageLimits) -> Iterator[Image.Image]:
+def _decoded(
+    source: str | Path | bytes | Readable | Image.Image, limits: ImageLimits, name: str | None = None
+) -> Iterator[Image.Image]:
     """The whole image, the right way up, in the mode of its file."""
-    with _opened(source, limits) as image:
+    with _opened(source, limits, name) as image:
         kind = image.format
         _refuse_damage(image)
         with _pillow_limits(limits) if kind == "TIFF" else contextlib.nullcontext():
@@ -195,9 +204,11 @@ def name_of(source: object) -> str:
 
 
 @contextlib.contextmanager
-def _opened(source: str | Path | bytes | Readable | Image.Image, limits: ImageLimits) -> Iterator[Image.Image]:
+def _opened(
+    source: str | Path | bytes | Readable | Image.Image, limits: ImageLimits, name: str | None = None
+) -> Iterator[Image.Image]:
     """The image, its header read and its size allowed; whatever fails inside is a `DataError` with its name."""
-    name = name_of(source)
+    name = name_of(source if name is None else name)
     with contextlib.ExitStack() as stack:
         try:
             with _pillow_limits(limits):
@@ -300,6 +311,10 @@ def _refuse_damage(image: Image.Image) -> None:
 
 
 def _orientation(image: Image.Image) -> int:
+    if image.format == "JPEG" and not _TURNING.intersection(
+        image.info
+    ):  # nothing to parse, which saves as much as opening costs
+        return 1
     try:
         with _pillow_limits(LIMITS):
             value = image.getexif().get(_ORIENTATION)

@@ -209,7 +209,12 @@ class Learner:
         self.good = dataclasses.replace(self.position)
 
     def judged(self) -> Model:
-        """The usable model in one piece, to judge and to keep; every process must ask. Not to be trained."""
+        """The usable model in one piece, to judge and to keep; every process must ask. Not to be trained.
+
+        Statistics of batch norms that no process shares are the first one's, everywhere.
+        """
+        learned = {name for name, _ in self.usable.named_parameters()}
+        self.ranks.share(tensor for name, tensor in self.usable.state_dict().items() if name not in learned)
         if not is_sharded(self.usable):
             return self.usable
         model = self.usable.config.build().to(self.device, self.dtype)

@@ -5,7 +5,7 @@ import fnmatch
 from collections.abc import Iterator
 from typing import Any, NamedTuple, get_args
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from swindow.backbones import VARIANTS, Backbone, BackboneConfig, SwinConfig, SwinMoe, SwinV2Config, resnet
@@ -19,6 +19,8 @@ from swindow.heads import (
     HeadConfig,
     MaskRcnnConfig,
     RetinaNetConfig,
+    SimMim,
+    SimMimConfig,
     UNetConfig,
     UperNetConfig,
 )
@@ -26,6 +28,8 @@ from swindow.objects import Frames, whole_frames
 from swindow.ops.attention import Backend
 from swindow.preprocess import Preprocess
 from swindow.shapes import Images, Pyramid
+
+Cells = Bool[Tensor, "B R S"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,6 +48,11 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if self.in_channels < 1:
             raise ConfigError(f"in_channels is {self.in_channels}; an image has at least 1")
+        painted = getattr(self.head, "in_channels", self.in_channels)
+        if painted != self.in_channels:
+            raise ConfigError(
+                f"the head paints {painted} channels and images have {self.in_channels}; both are one number"
+            )
 
     def build(self) -> "Model":
         """The model that this describes, freshly initialised."""
@@ -53,9 +62,10 @@ class ModelConfig:
 class Model(nn.Module):
     """Images ``B C h w`` to what a user expects of the task; `outputs` gives the head's own tensors, for losses.
 
-    That is logits ``B K`` of a classifier, ``B K h w`` of a segmenter, one for every pixel, and of a detector the
-    `Detections` of each image. `preprocess`, `classes` and `colours` (red, green and blue of each class, for pictures)
-    are None until training or loading sets them.
+    That is logits ``B K`` of a classifier, ``B K h w`` of a segmenter, one for every pixel, of a detector the
+    `Detections` of each image, and of a model that is pretrained without labels the image ``B C h w`` as it paints it,
+    parts of it `hidden` or none. `preprocess`, `classes` and `colours` (red, green and blue of each class, for
+    pictures) are None until training or loading sets them.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -71,15 +81,22 @@ class Model(nn.Module):
 
     @property
     def task(self) -> str:
-        """What it is for: ``classify``, ``segment`` or ``detect``."""
+        """What it is for: ``classify``, ``segment``, ``detect`` or ``pretrain``."""
         return self.config.head.task
 
-    def forward(self, images: Images, frames: Frames | None = None) -> Any:
-        return self.head.decode(self.outputs(images, frames), (images.shape[2], images.shape[3]))
+    def forward(self, images: Images, frames: Frames | None = None, hidden: Cells | None = None) -> Any:
+        return self.head.decode(self.outputs(images, frames, hidden), (images.shape[2], images.shape[3]))
 
-    def outputs(self, images: Images, frames: Frames | None = None) -> Any:
-        """The head's `Outputs`, a NamedTuple of tensors; of a detector `frames` says where in a batch pictures lie."""
-        return self._asked(self.backbone(images), images, frames)
+    def outputs(self, images: Images, frames: Frames | None = None, hidden: Cells | None = None) -> Any:
+        """The head's `Outputs`, a NamedTuple of tensors; of a detector `frames` says where in a batch pictures lie.
+
+        Of a model that is pretrained, `hidden` says which cells of each image are hidden from it.
+        """
+        if hidden is None:
+            return self._asked(self.backbone(images), images, frames)
+        if not isinstance(self.head, SimMim):
+            raise ConfigError(f"hidden is for models that are pretrained, and {self.config.name} is to {self.task}")
+        return self._asked(self.backbone(images, self.head.hidden(hidden)), images, frames)
 
     def blocks(self) -> Iterator[nn.Module]:
         """Every block of the backbone, then of the head: the unit of checkpointing, compilation and sharding."""
@@ -142,6 +159,14 @@ def _decoder(backbone: BackboneConfig) -> UNetConfig:
     return UNetConfig(decoder_depths=(2,) * (len(backbone.channels) - 1))
 
 
+def _painter(backbone: Any) -> SimMimConfig:
+    """Cells of about 32 pixels, of whole patches: 28 for patches of 14."""
+    return SimMimConfig(mask_patch=max(32 // backbone.patch, 1) * backbone.patch)
+
+
+PAINTED = ("swin", "swin_v2", "vit")
+"""Families whose patches a token can stand for, one by one."""
+
 _R50, _R101 = (
     dataclasses.replace(resnet.VARIANTS[name], norm="frozen", frozen_stages=1) for name in ("resnet_50", "resnet_101")
 )
@@ -156,20 +181,26 @@ MODELS: dict[str, Composition] = {
     },
     **{f"retinanet_{name}": Composition(variant, RetinaNetConfig()) for name, variant in VARIANTS.items()},
     **{f"detr_{name}": Composition(variant, DetrConfig()) for name, variant in VARIANTS.items()},
+    **{
+        f"simmim_{name}": Composition(variant, _painter(variant))
+        for name, variant in VARIANTS.items()
+        if variant.kind in PAINTED
+    },
     "detr_resnet50": Composition(_R50, DetrConfig(num_classes=91)),
     "detr_resnet101": Composition(_R101, DetrConfig(num_classes=91)),
     "swin_unet": Composition(SwinConfig(**_FOUR_TWOS), UNetConfig(decoder_drop_path=_MIRRORED)),
     "swin_unet_v2": Composition(SwinV2Config(**_FOUR_TWOS), UNetConfig(decoder_drop_path=_MIRRORED)),
 }
 """Backbones with another head than a classifier, by name: any variant after ``upernet_`` or ``unet_`` (segmenters),
-``mask_rcnn_``, ``cascade_mask_rcnn_``, ``retinanet_`` or ``detr_`` (detectors); Swin-Unet and DETR as published."""
+``mask_rcnn_``, ``cascade_mask_rcnn_``, ``retinanet_`` or ``detr_`` (detectors); Swin-Unet and DETR as published; any
+Swin, Swin V2, ViT or DeiT after ``simmim_``, to be pretrained without labels."""
 
 
 def build(name: str, *, num_classes: int | None = None, in_channels: int = 3, **fields: Any) -> Model:
     """A freshly initialised model by its name, any field of its backbone or head changed by keyword.
 
     Without `num_classes` a classifier has 1,000 classes, a UPerNet 150, a U-Net 9 and a detector 80 (a published DETR
-    91, as many as COCO has numbers).
+    91, as many as COCO has numbers); what is pretrained has none.
 
     Raises:
         UnknownName: no such model, or no such field.
@@ -202,7 +233,11 @@ def models(pattern: str = "*") -> list[str]:
 def model_config(name: str, *, num_classes: int | None = None, in_channels: int = 3, **fields: Any) -> ModelConfig:
     """The configuration that `build` builds."""
     variant, head = composition(name)
-    if num_classes is not None:
+    if isinstance(head, SimMimConfig):
+        if num_classes is not None:
+            raise ConfigError(f"{name} is pretrained without labels: it has no classes; leave num_classes out")
+        head = dataclasses.replace(head, in_channels=in_channels)
+    elif num_classes is not None:
         head = dataclasses.replace(head, num_classes=num_classes)
     _checked(fields, variant, head)
     return ModelConfig(
@@ -218,10 +253,17 @@ def composition(name: str) -> Composition:
 
     Raises:
         UnknownName: no such model.
+        ConfigError: a backbone that cannot be pretrained.
     """
     if name in VARIANTS:
         return Composition(VARIANTS[name], ClassifierConfig(pool=getattr(VARIANTS[name], "pool", "mean")))
     if name not in MODELS:
+        body = name.removeprefix("simmim_")
+        if body != name and body in VARIANTS:
+            raise ConfigError(
+                f"{name}: a {VARIANTS[body].kind} cannot be pretrained by hiding patches, only {', '.join(PAINTED)}; "
+                "choose a backbone of one of these: swindow models 'simmim_*' lists them"
+            )
         raise UnknownName("model", name, [*VARIANTS, *MODELS])
     return MODELS[name]
 

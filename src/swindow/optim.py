@@ -38,7 +38,9 @@ class OptimConfig:
     muon_steps: int = 5
     """Newton-Schulz iterations that make Muon's update orthogonal; fewer are cheaper and rougher."""
     warmup: float = 0.05
-    """Share of the run over which the rate grows linearly from 0."""
+    """Share of the run over which the rate grows linearly."""
+    warmup_from: float = 0.0
+    """Rate at the first step of the warm-up, as a share of the peak."""
     decay: Literal["cosine", "linear", "poly", "step", "none"] = "cosine"
     """How the rate falls after the warm-up; poly is what is left of the way to the power of 0.9, step a tenth at each
     of the milestones."""
@@ -54,13 +56,18 @@ class OptimConfig:
     """Largest norm of the gradient; 0 does not clip."""
     accumulate: int = 1
     """Batches whose gradients make one step."""
+    lr_images: int = 0
+    """Images of a step that the peak rates are meant for: with more or fewer of them they grow or shrink in proportion
+    (Goyal et al. 2017, arXiv 1706.02677). 0 leaves them as they are."""
     ema: float = 0.0
     """Share of the old average kept at each step of the moving average of weights; 0 keeps none."""
 
     def __post_init__(self) -> None:
         if self.accumulate < 1:
             raise ConfigError(f"optim.accumulate is {self.accumulate}; a step needs at least 1 batch")
-        for name in ("warmup", "final", "ema", "momentum"):
+        if self.lr_images < 0:
+            raise ConfigError(f"optim.lr_images is {self.lr_images}; give a number of images, or 0")
+        for name in ("warmup", "warmup_from", "final", "ema", "momentum"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"optim.{name} is {getattr(self, name)}; it must lie in [0, 1)")
         for name in ("lr", "muon_lr", "weight_decay", "muon_weight_decay", "clip"):
@@ -71,6 +78,14 @@ class OptimConfig:
                 raise ConfigError(f"optim.{name} is {getattr(self, name)}; it must lie in (0, 1]")
         if not all(0 < first < second < 1 for first, second in itertools.pairwise((*self.milestones, 1 - 1e-9))):
             raise ConfigError(f"optim.milestones {self.milestones} are not rising shares of the run within (0, 1)")
+
+
+def for_images(config: OptimConfig, batch: int) -> OptimConfig:
+    """`config` with the peak rates of steps that learn from ``batch * accumulate`` images, by its `lr_images`."""
+    if not config.lr_images:
+        return config
+    share = batch * config.accumulate / config.lr_images
+    return dataclasses.replace(config, lr=config.lr * share, muon_lr=config.muon_lr * share)
 
 
 class Optimizer:
@@ -222,6 +237,8 @@ class Optimizer:
 def schedule(step: int, total: int, config: OptimConfig) -> float:
     """Learning rate of `step` in [0, total) as a share of the peak: linear warm-up, then the configured decay."""
     warmup = int(config.warmup * total)
+    if step < warmup and config.warmup_from:
+        return config.warmup_from + (1 - config.warmup_from) * step / warmup
     if step < warmup:
         return (step + 1) / (warmup + 1)
     progress = (step - warmup) / max(total - warmup, 1)

@@ -91,6 +91,10 @@ class TrainConfig:
     """Precision of matrix products; auto is bf16 where the device has it natively."""
     workers: int = -1
     """Processes that load images; -1 decides by the data and the machine."""
+    shuffle_window: int = 8192
+    """Of images in shards, how many are mixed at a time: as many neighbouring shards as hold them."""
+    cache: str = ""
+    """A folder for copies of whole shards that lie elsewhere, each fetched once; empty reads them where they are."""
     compile: bool = False
     """Compile the blocks with torch.compile."""
     checkpointing: bool = False
@@ -125,7 +129,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         lowest = {"size": 1, "epochs": 1, "batch": 1, "eval_every": 1, "workers": -1, "max_bad": 0, "max_pixels": 1}
         lowest |= {"patience": 0, "max_minutes": 0, "max_steps": 0, "save_minutes": 0, "channels": 1, "steps": 0}
-        lowest |= {"longest": 0, "save_steps": 0, "keep": 2}
+        lowest |= {"longest": 0, "save_steps": 0, "keep": 2, "shuffle_window": 1}
         for name, least in lowest.items():
             if getattr(self, name) != "auto" and getattr(self, name) < least:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least {least}")
@@ -156,7 +160,7 @@ class TrainConfig:
 
 # What may differ when a run is resumed: it changes when, where and how far the work is done, not what is computed.
 FREE = frozenset(
-    {"out", "recipe", "device", "workers", "compile", "checkpointing", "patience", "max_minutes", "max_steps"}
+    {"out", "recipe", "device", "workers", "cache", "compile", "checkpointing", "patience", "max_minutes", "max_steps"}
     | {"save_minutes", "max_bad", "max_pixels", "tensorboard", "report"}
     | {"parallel", "save_steps", "save_behind", "keep"}
 )

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from swindow.checkpoints import load, load_weights, open_weights
+from swindow.config import read_toml
 from swindow.data import (
     Annotated,
     DataSource,
@@ -28,15 +29,19 @@ from swindow.data.boxes import ObjectAugment
 from swindow.data.joint import JointAugment
 from swindow.data.legends import palette
 from swindow.data.loading import BadImages, Batch, train_loader
-from swindow.devices import pick_device, pick_precision
-from swindow.distributed import Ranks, joined
-from swindow.errors import ConfigError, DataError, TrainingDiverged, need
-from swindow.evaluation import AnyEvaluation, evaluate
+from swindow.devices import Precision, pick_device, pick_precision
+from swindow.distributed import ALONE, Ranks, joined
+from swindow.errors import ConfigError, DataError, OutOfMemory, TrainingDiverged, need
+from swindow.evaluation import AnyEvaluation, evaluate, paint
+from swindow.fitting_batch import SAMPLE, find_batch
 from swindow.images import ImageLimits
 from swindow.inference import ready
 from swindow.learner import Learner
+from swindow.memory import how_to_fit, is_out_of_memory
 from swindow.meter import Meter
 from swindow.model import Model, build, composition
+from swindow.objectives import DistillConfig, MaskedImages, Objective, Stream, distilled
+from swindow.optim import for_images
 from swindow.preprocess import Preprocess
 from swindow.progress import Progress, Silent, Stopper, clock, counting, watcher
 from swindow.rasters import InMemory
@@ -60,7 +65,7 @@ class TrainResult:
 
 
 def train(config: TrainConfig, *, resume: bool = False, progress: Progress | None = None) -> TrainResult:
-    """Train a classifier, segmenter or detector as `config` says and leave everything in its run folder.
+    """Train a classifier, segmenter or detector, or pretrain any, as `config` says; everything is in its run folder.
 
     With `resume`, go on from the folder's last state, to the bit as if there had been no stop. Under ``torchrun`` the
     processes train one model together, and a group that was restarted resumes by itself.
@@ -69,12 +74,18 @@ def train(config: TrainConfig, *, resume: bool = False, progress: Progress | Non
         ConfigError: settings that cannot be, or a run folder that belongs to another run.
         DataError: images or labels that cannot be used; the message names the file.
         TrainingDiverged: a loss or gradient is not finite; the last good state is in the run folder.
+        OutOfMemory: a step needs more memory than there is; the last save is as it was.
     """
     with joined() as ranks:
         progress = (progress or watcher()) if ranks.is_first else Silent()
         resume = resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
         out = ranks.first_of(config.out or default_out(config, resume=resume))
-        return _train(dataclasses.replace(config, out=out), resume, progress, ranks)
+        try:
+            return _train(dataclasses.replace(config, out=out), resume, progress, ranks)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise _out_of_memory(config, out, ranks) from error
 
 
 def _train(config: TrainConfig, resume: bool, progress: Progress, ranks: Ranks) -> TrainResult:
@@ -101,6 +112,10 @@ def _train(config: TrainConfig, resume: bool, progress: Progress, ranks: Ranks) 
     judged_on = _readable(source, bad) if config.max_bad else source
     _warn(source, progress)
 
+    # Batch
+    if config.batch == "auto":
+        config = _with_batch(config, source, device, precision, resume, progress, ranks)
+
     # Model
     torch.manual_seed(config.seed)
     model, preprocess = _new_model(config, source, progress)
@@ -119,6 +134,8 @@ def _train(config: TrainConfig, resume: bool, progress: Progress, ranks: Ranks) 
         pin_memory=device.type == "cuda",
         divisor=getattr(model.head.config, "divisor", 1),
         ranks=ranks,
+        window=config.shuffle_window,
+        cache=config.cache,
     )
     per_epoch = -(-len(loader) // config.optim.accumulate)
     epochs = -(-config.steps // per_epoch) if config.steps else config.epochs
@@ -126,19 +143,25 @@ def _train(config: TrainConfig, resume: bool, progress: Progress, ranks: Ranks) 
     # Optimiser
     learner = Learner(
         model,
-        config.optim,
+        for_images(config.optim, config.images),
         config.augment,
         total=config.steps or per_epoch * epochs,
         seed=config.seed,
         device=device,
         precision=precision,
+        objective=_objective(config, model, source, precision, ranks),
         ranks=ranks,
         plan=config.parallel,
     )
 
     # Resume
     run = RunFolder(
-        config.out, tensorboard=config.tensorboard, keep=config.keep, behind=config.save_behind, ranks=ranks
+        config.out,
+        tensorboard=config.tensorboard,
+        keep=config.keep,
+        behind=config.save_behind,
+        ranks=ranks,
+        say=progress.say,
     )
     saved = run.open(config, resume=resume, free=FREE)
     with run, Stopper() as stopper:
@@ -211,6 +234,72 @@ def _train(config: TrainConfig, resume: bool, progress: Progress, ranks: Ranks) 
             )
             return TrainResult(run.path, position.step, reason)
         return _finish(config, learner, judged_on, loader, epochs, run, reason, meter.peak_gib(), progress)
+
+
+def _with_batch(
+    config: TrainConfig,
+    source: DataSource,
+    device: torch.device,
+    precision: Precision,
+    resume: bool,
+    progress: Progress,
+    ranks: Ranks,
+) -> TrainConfig:
+    """`config` with a number for batch auto: that of the run to go on with, or else the largest that fits.
+
+    It is found by a learner of each process for itself, uncompiled, whole and thrown away; all take the smallest.
+    """
+    own = Path(config.out) / "config.toml"
+    found = ranks.first_of(read_toml(own).get("batch") if resume and own.exists() else None)
+    if isinstance(found, int):
+        return dataclasses.replace(config, batch=found)
+    train = source.split("train")
+    usual = config.optim.lr_images // config.optim.accumulate or 64
+    most = max(min(4 * usual, len(train) // 8) // ranks.world, 1)
+    usual = min(max(usual // ranks.world, 1), most)
+    trial = dataclasses.replace(config, batch=usual, weights=None, distillation=_uncached(config.distillation))
+    model, preprocess = _new_model(trial, source, Silent())
+    model.to(device).checkpoint_blocks(config.checkpointing)
+    learner = Learner(
+        model,
+        config.optim,
+        config.augment,
+        total=2**40,
+        seed=config.seed,
+        device=device,
+        precision=precision,
+        objective=_objective(trial, model, source, precision, ALONE),
+    )
+    augment = _augment(trial, source, preprocess)
+    divisor = getattr(model.head.config, "divisor", 1)
+    sample = train_loader(
+        train, augment, batch=SAMPLE, seed=config.seed, workers=0, max_bad=config.max_bad, divisor=divisor
+    )
+    fitting = find_batch(learner, next(iter(sample)), usual=usual, most=most)
+    batch = -ranks.highest(-fitting.batch) * ranks.world
+    progress.say(
+        f"batch {batch}: {fitting.batch} images a process fit on {device}, about {fitting.images_per_second:.0f} "
+        f"images/s in each; {fitting.reason}"
+    )
+    return dataclasses.replace(config, batch=batch)
+
+
+def _uncached(distillation: DistillConfig) -> DistillConfig:
+    return dataclasses.replace(distillation, cache="")
+
+
+def _out_of_memory(config: TrainConfig, out: str, ranks: Ranks) -> OutOfMemory:
+    """What to say where memory ends."""
+    return OutOfMemory(
+        how_to_fit(
+            pick_device(config.device, ranks.local),
+            batch=config.batch,
+            accumulate=config.optim.accumulate,
+            size=config.size,
+            world=ranks.world,
+            out=out,
+        )
+    )
 
 
 def due(done: int, every: int, total: int) -> bool:
@@ -355,13 +444,14 @@ def _new_model(config: TrainConfig, source: DataSource, progress: Progress) -> t
         raise ConfigError(
             f"{config.model} is to {parts.head.task} and {config.data} is data to {source.task}; choose another "
             "--model: upernet_… and unet_… name every pixel's class; mask_rcnn_…, cascade_mask_rcnn_…, retinanet_… and "
-            "detr_… find objects; a backbone's own name is its classifier's"
+            "detr_… find objects; simmim_… is to pretrain; a backbone's own name is its classifier's"
         )
     rates = {"drop_path": config.drop_path, "decoder_drop_path": config.drop_path}
     known = {field.name for part in parts for field in dataclasses.fields(part)}  # ResNets have no stochastic depth
     fields: dict[str, Any] = {**rates, "label_smoothing": config.label_smoothing, "masks": _has_masks(source)}
     fields = {name: value for name, value in fields.items() if name in known} | config.fields
-    model = build(config.model, num_classes=len(source.classes), in_channels=config.channels, **fields)
+    classes = None if source.task == "pretrain" else len(source.classes)
+    model = build(config.model, num_classes=classes, in_channels=config.channels, **fields)
     if source.task == "detect" and getattr(model.config.head, "masks", False) and not _has_masks(source):
         raise ConfigError(f"{config.data} has boxes alone, and the model is to make masks; leave out fields masks")
     mean, std = pixel_statistics(config.channels)
@@ -400,6 +490,39 @@ def _augment(config: TrainConfig, source: DataSource, preprocess: Preprocess) ->
     return (JointAugment if source.task == "segment" else build_augment)(config.augment, preprocess)
 
 
+def _objective(
+    config: TrainConfig, model: Model, source: DataSource, precision: Precision, ranks: Ranks
+) -> Objective | None:
+    """What is learned besides the labels, or in their place; None for the labels alone.
+
+    Raises:
+        ConfigError: settings of a teacher, and no teacher; or one that cannot teach this model.
+    """
+    if source.task == "pretrain":
+        if config.teacher or config.augment.mixes:
+            given = "--teacher" if config.teacher else "augment.mixup and augment.cutmix"
+            raise ConfigError(f"pretraining learns from images alone; leave out {given}")
+        return MaskedImages(model)
+    if not config.teacher:
+        if config.distill != "soft" or config.distillation != DistillConfig():
+            raise ConfigError("distill and distillation say how to learn from a teacher; add --teacher RUN_OR_WEIGHTS")
+        return None
+    train = source.split("train")
+    stream = None
+    if isinstance(train, Images):
+        stream = Stream(
+            images=train,
+            augment=config.augment,
+            preprocess=model.preprocess,
+            seed=config.seed,
+            precision=precision,
+            batch=config.images,
+            accumulate=config.optim.accumulate,
+            world=ranks.world,
+        )
+    return distilled(model, config.teacher, config.distill, config.distillation, stream=stream)
+
+
 def _start_from(model: Model, weights: str) -> tuple[Preprocess | None, str]:
     """Copy a checkpoint's weights into `model`, the head if its classes are the same; its pixels, what was done."""
     card = open_weights(weights).card
@@ -407,7 +530,9 @@ def _start_from(model: Model, weights: str) -> tuple[Preprocess | None, str]:
     alike = theirs.kind == ours.kind and theirs.num_classes == ours.num_classes
     kept = alike and (not card.classes or card.classes == model.classes)
     report = load_weights(model, weights, head="strict" if kept else "reset", say=None)
-    return card.preprocess, f"weights from {report}\n  the head is {'kept' if kept else 'new, for other classes'}"
+    new = "new; the mask token and decoder of pretraining stay behind"
+    new = new if theirs.task == "pretrain" else "new, for other classes"
+    return card.preprocess, f"weights from {report}\n  the head is {'kept' if kept else new}"
 
 
 def _steps(loader: Any, epoch: int, done: int, accumulate: int) -> Iterator[list[Batch]]:
@@ -423,7 +548,7 @@ def _judge(
 ) -> None:
     """Evaluate on the validation split, keep the best, count the evaluations without a better one.
 
-    A segmenter or detector is also asked about a few images that are always the same, for the report.
+    A segmenter, a detector or a painter is also asked about a few images that are always the same, for the report.
     """
     position = learner.position
     model = learner.judged()
@@ -436,7 +561,7 @@ def _judge(
         position.best, position.waited = evaluation.score, 0
         run.save_best(model, {"step": position.step, **figures})
     answer = _answers(model, source.val, config, learner) if config.report and learner.ranks.is_first else None
-    if isinstance(source.val, Scenes | Annotated) and answer is not None:
+    if source.val is not None and answer is not None:
         rows = fixed_rows(source.val)
         draw_progress(run.path, position.step, source.val, rows, answer, learner.model.colours or ())
     loss = f"  loss {figures['loss']:.3f}" if "loss" in figures else ""
@@ -464,10 +589,15 @@ def _evaluate(
 
 
 def _answers(model: Model, images: Any, config: TrainConfig, learner: Learner) -> Callable[[int], Any] | None:
-    """What a segmenter or detector sees in one of some pictures, by its row: labels of pixels, or `Detections`."""
-    if isinstance(images, Images):
+    """What a segmenter or detector sees in one of some pictures, by its row: labels of pixels, or `Detections`.
+
+    Of a model that is pretrained, what it paints; of a classifier nothing.
+    """
+    if model.task == "classify":
         return None
     asked = ready(model, device=str(learner.device), precision=learner.precision)
+    if model.task == "pretrain":
+        return lambda row: paint(asked, images, row)
     if isinstance(images, Annotated):
         return lambda row: asked.detect(images.read(row))[0]
     segmenter = Segmenter(asked, config.views)
@@ -522,6 +652,7 @@ def _finish(
         "skipped_images": position.bad,
         "skipped_steps": position.skipped,
         "processes": learner.ranks.world,
+        **({"teacher": config.teacher, "distill": config.distill} if config.teacher else {}),
         **evaluation.summary(),
     }
     run.write_json("result.json", facts)

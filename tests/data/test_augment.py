@@ -11,6 +11,8 @@ from jaxtyping import TypeCheckError
 from torch import Tensor
 
 from swindow.config import from_dict, to_dict
+from swindow.data import augment as augment_module
+from swindow.data import rectangles
 from swindow.data.augment import AugmentConfig, build_augment, mix_batch
 from swindow.data.seeds import epoch_order, sample_seed, sample_seeds, uniforms
 from swindow.errors import ConfigError
@@ -25,6 +27,8 @@ EVERYTHING = {
     "randaugment": AugmentConfig(randaugment_ops=2, randaugment_magnitude=15),
     "jitter": AugmentConfig(jitter=(0.4, 0.4, 0.4, 0.1)),
     "erasing": AugmentConfig(erasing=0.9),
+    "noise": AugmentConfig(erasing=0.9, erasing_fill="noise"),
+    "timm": AugmentConfig(randaugment_ops=2, randaugment_form="timm", randaugment_noise=0.5),
     "all": AugmentConfig(crop="resized", hflip=0.5, randaugment_ops=2, jitter=(0.2, 0.2, 0.2, 0.1), erasing=0.5),
 }
 
@@ -106,13 +110,20 @@ def test_files_of_any_size_end_at_the_models_size() -> None:
             assert augment(image, sample_seed(0, 0, 1)).shape == (3, 24, 24), name
 
 
-def test_crop_and_colour_draw_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With one seed for both, every image cropped at the top would also be erased at the top."""
+def test_crop_flip_and_colour_draw_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one seed for two of them, every image cropped at the top would also be erased at the top."""
     seen: list[int] = []
+
+    def noted(seeds: np.ndarray, draws: int) -> np.ndarray:
+        seen.extend(seeds.tolist())
+        return uniforms(seeds, draws)
+
     augment = build_augment(EVERYTHING["all"], preprocess())
     monkeypatch.setattr(torch, "default_generator", SimpleNamespace(manual_seed=seen.append))
+    for module in (augment_module, rectangles):
+        monkeypatch.setattr(module, "uniforms", noted)
     augment(pictures(1)[0], 5)
-    assert len(seen) == len(set(seen)) == 2
+    assert len(seen) == len(set(seen)) == 3
 
 
 def test_erasing_paints_the_mean_colour() -> None:
@@ -207,6 +218,11 @@ def test_an_epochs_order_is_a_permutation_of_its_own() -> None:
         ({"shift_fill": "wrap"}, "not one of zero, reflect"),
         ({"interpolation": "nearest"}, "not one of bilinear, bicubic"),
         ({"randaugment_magnitude": 31}, "it lies in 0..30"),
+        ({"randaugment_magnitude": 11, "randaugment_form": "timm"}, "it lies in 0..10"),
+        ({"randaugment_noise": 0.5}, "randaugment_noise is for randaugment_form timm"),
+        ({"randaugment_form": "paper"}, "not one of torchvision, timm"),
+        ({"erasing_fill": "black"}, "not one of mean, noise"),
+        ({"repeats": 0}, "shown at least once"),
         ({"jitter": (0.1, 0.1, 0.1, 0.6)}, "hue at most 0.5"),
         ({"crop_scale": (0.0, 1.0)}, "not a range within (0, 1]"),
         ({"crop_ratio": (2.0, 1.0)}, "not a range above 0"),

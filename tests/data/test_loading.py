@@ -412,3 +412,39 @@ def test_labels_and_indices_are_int64(scans: Images) -> None:
     batch = next(iter(eval_loader(scans, SCAN, batch=4)))
     assert (batch.labels.dtype, batch.indices.dtype) == (torch.int64, torch.int64)
     assert isinstance(scans.labels, np.ndarray)
+
+
+def test_repeated_augmentation_shows_a_part_of_the_images_in_several_variants(photos: Images) -> None:
+    """Three a batch of nine, neighbours never of one image, each variant drawn for itself."""
+    keys = [key for batch in EpochBatches(36, 9, 0, epoch=5, repeats=3) for key in batch]
+    order = epoch_order(36, 0, 5).tolist()
+    for number in range(4):
+        batch = keys[9 * number : 9 * number + 9]
+        assert [index for _, index in batch] == order[3 * number : 3 * number + 3] * 3
+        assert len(set(batch)) == 9
+    assert {epoch for epoch, _ in keys} == {5, 5 + 2**32, 5 + 2**33}
+    assert list(EpochBatches(36, 9, 0, repeats=1)) == list(EpochBatches(36, 9, 0))
+    assert [len(batch) for batch in EpochBatches(5, 9, 0, repeats=3)] == [5]
+
+    config = dataclasses.replace(LIVELY, repeats=2)
+    loader = train_loader(photos, build_augment(config, PHOTO), batch=4, seed=3, workers=0)
+    batch = next(iter(loader))
+    assert batch.indices[:2].tolist() == batch.indices[2:].tolist()
+    assert not torch.equal(batch.images[:2], batch.images[2:])
+    lone = TrainView(photos, build_augment(config, PHOTO), seed=3)
+    assert torch.equal(lone[2**32, int(batch.indices[2])], batch.images[2])
+
+
+def test_a_reader_that_hangs_is_an_error_that_says_what_it_waited_for(tmp_path: Path, classes: Any) -> None:
+    images = open_data(classes(tmp_path, {"ant": 20, "bee": 20}), for_training=False).split("train")
+    loader = eval_loader(images, PHOTO, batch=2, workers=1, timeout=3)
+    batches = iter(loader)
+    next(batches)
+    reader = loader._loader._iterator._workers[0]  # type: ignore[union-attr]
+    os.kill(reader.pid, signal.SIGSTOP)
+    try:
+        with pytest.raises(DataError, match=r"hangs: timed out after 3.*awaited was the batch of .*\.png and 1 more"):
+            list(batches)
+    finally:
+        os.kill(reader.pid, signal.SIGCONT)
+        reader.kill()

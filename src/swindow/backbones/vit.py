@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from swindow.backbones.geometry import check_channels, check_rates, valid_stages
+from swindow.backbones.hiding import Hidden
 from swindow.backbones.windowed import Stage
 from swindow.errors import ConfigError
 from swindow.layers import DropPath, Linear, Mlp, drop_path_rates, init_weights, on_norm
@@ -179,7 +180,7 @@ class ViT(nn.Module):
 
     A classifier asks for the last stage only, whose norm is the paper's final norm; with ``mean_norm`` pooling the head
     has that one. Height and width are free. With `prefix`, the learned tokens ``B 1 P C`` of the last stage asked for,
-    class token first, come before the maps.
+    class token first, come before the maps. With `hidden`, a token stands in place of some patches.
     """
 
     def __init__(
@@ -204,8 +205,8 @@ class ViT(nn.Module):
         self.norms = nn.ModuleDict({str(stage): nn.LayerNorm(config.dim, eps=config.norm_eps) for stage in normed})
         self.stages.apply(init_weights)
 
-    def forward(self, images: Images) -> Pyramid:
-        sequences, grid = self.sequences(images)
+    def forward(self, images: Images, hidden: Hidden | None = None) -> Pyramid:
+        sequences, grid = self.sequences(images, hidden)
         outputs = [self.norm(sequences[stage], stage) for stage in self.out_stages]
         maps = tuple(self.as_map(x, grid) for x in outputs)
         return (outputs[-1][:, :, : self.config.num_prefix], *maps) if self.prefix else maps
@@ -215,9 +216,9 @@ class ViT(nn.Module):
         sequences, grid = self.sequences(images)
         return tuple(self.as_map(x, grid) for x in sequences)
 
-    def sequences(self, images: Images) -> tuple[tuple[Tensor, ...], Size]:
+    def sequences(self, images: Images, hidden: Hidden | None = None) -> tuple[tuple[Tensor, ...], Size]:
         """What every stage up to the last one asked for puts out, ``B 1 T C``, and the grid of the patches in it."""
-        (x, grid), outputs = self.embed(images), []
+        (x, grid), outputs = self.embed(images, hidden), []
         for stage in self.each_stage()[: self.out_stages[-1] + 1]:
             x = stage(x)
             outputs.append(x)
@@ -227,7 +228,7 @@ class ViT(nn.Module):
         """What a stage puts out through the norm of its own, if it has one."""
         return self.norms[str(stage)](x) if str(stage) in self.norms else x
 
-    def embed(self, images: Images) -> tuple[Sequence, Size]:
+    def embed(self, images: Images, hidden: Hidden | None = None) -> tuple[Sequence, Size]:
         """Images as the sequence that the first stage takes, and the grid of the patches in it.
 
         Raises:
@@ -235,6 +236,7 @@ class ViT(nn.Module):
         """
         check_channels(images, self.in_channels)
         patches = self.patch_embed(images)
+        patches = patches if hidden is None else hidden.over(patches)
         grid = (patches.shape[1], patches.shape[2])
         learned = [x for x in (self.class_token, self.distillation_token) if x is not None]
         x = torch.cat([*(token.expand(patches.shape[0], -1, -1) for token in learned), patches.flatten(1, 2)], dim=1)

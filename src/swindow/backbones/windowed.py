@@ -26,6 +26,7 @@ from swindow.backbones.geometry import (
     windowings,
     windows_of_stages,
 )
+from swindow.backbones.hiding import Hidden
 from swindow.errors import ConfigError
 from swindow.layers import Linear, PatchEmbed, drop_path_rates, init_weights, on_norm
 from swindow.ops import reference
@@ -267,7 +268,8 @@ class WindowedConfig:
 class WindowedBackbone(nn.Module):
     """Image to pyramid: one ``B H W C`` map for each of `out_stages`, finest first, each through a norm of its own.
 
-    A classifier asks for the last stage only, whose norm is the paper's final norm. Height and width are free.
+    A classifier asks for the last stage only, whose norm is the paper's final norm. Height and width are free. With
+    `hidden`, a token stands in place of some patches.
     """
 
     entries = False
@@ -299,21 +301,21 @@ class WindowedBackbone(nn.Module):
         self.norms = nn.ModuleDict({str(self.out_stages[-1]): self.norms[str(self.out_stages[-1])]})
         return self
 
-    def forward(self, images: Images) -> Pyramid:
+    def forward(self, images: Images, hidden: Hidden | None = None) -> Pyramid:
         if self.entries:
-            entries, maps = self._walk(images)
+            entries, maps = self._walk(images, hidden)
             last = self.out_stages[-1]
             return (*(entries[stage] for stage in self.out_stages[:-1]), self.norms[str(last)](maps[last]))
-        maps = self.stage_maps(images)
+        maps = self.stage_maps(images) if hidden is None else self._walk(images, hidden)[1]
         return tuple(self.norms[str(stage)](maps[stage]) for stage in self.out_stages)
 
     def stage_maps(self, images: Images) -> Pyramid:
         """The map of every stage up to the last one asked for, before any output norm."""
         return self._walk(images)[1]
 
-    def _walk(self, images: Images) -> tuple[Pyramid, Pyramid]:
+    def _walk(self, images: Images, hidden: Hidden | None = None) -> tuple[Pyramid, Pyramid]:
         """What enters every stage up to the last one asked for, and what it makes of it."""
-        x, entries, maps = self.embed(images), [], []
+        x, entries, maps = self.embed(images, hidden), [], []
         for stage in self.each_stage()[: self.out_stages[-1] + 1]:
             entries.append(x)
             x = stage(x)
@@ -322,7 +324,7 @@ class WindowedBackbone(nn.Module):
                 x = stage.merge(x)
         return tuple(entries), tuple(maps)
 
-    def embed(self, images: Images) -> Float[Tensor, "B H W D"]:
+    def embed(self, images: Images, hidden: Hidden | None = None) -> Float[Tensor, "B H W D"]:
         """Images as the tokens that the first stage takes.
 
         Raises:
@@ -330,6 +332,7 @@ class WindowedBackbone(nn.Module):
         """
         check_channels(images, self.in_channels)
         x = self.patch_embed(images)
+        x = x if hidden is None else hidden.over(x)
         return self.dropout(x if self.absolute_position is None else self.absolute_position(x))
 
     def blocks(self) -> Iterator[nn.Module]:

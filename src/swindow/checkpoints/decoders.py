@@ -7,14 +7,15 @@ from swindow.checkpoints.layouts import Format
 from swindow.checkpoints.tables import State, needed, parts
 from swindow.config import typed
 from swindow.errors import CheckpointError, ConfigError
-from swindow.heads import ClassifierConfig, HeadConfig, UNetConfig, UperNetConfig
+from swindow.heads import ClassifierConfig, HeadConfig, SimMimConfig, UNetConfig, UperNetConfig
 
 _POOLS = (1, 2, 3, 6)
 
 
 def head_kind(state: State) -> str:
     """The head that has tensors of these names; a backbone alone counts as a classifier's."""
-    kinds = {"head.fuse.conv.weight": "upernet", "head.expands.0.linear.weight": "unet", **MARKS}
+    kinds = {"head.fuse.conv.weight": "upernet", "head.expands.0.linear.weight": "unet", "head.mask_token": "simmim"}
+    kinds |= MARKS
     return next((kind for name, kind in kinds.items() if name in state), "classifier")
 
 
@@ -30,11 +31,26 @@ def head_of(state: State, backbone: BackboneConfig, form: Format, evidence: Evid
         return _upernet(state, evidence)
     if kind == "unet":
         return _unet(state)
+    if kind == "simmim":
+        return _simmim(state, backbone, evidence)
     if kind in DETECTORS:
         return detector_of(kind, state, form, evidence)
     weight = state.get("head.linear.weight")
     return ClassifierConfig(
         num_classes=0 if weight is None else weight.shape[0], pool=getattr(backbone, "pool", "mean")
+    )
+
+
+def _simmim(state: State, backbone: BackboneConfig, evidence: Evidence) -> SimMimConfig:
+    """Which cells were hidden, and whether pixels were normalised, is the training's; no tensor tells."""
+    channels, rest = divmod(needed(state, "head.decoder.weight").shape[0], backbone.strides[-1] ** 2)
+    if rest or not channels:
+        raise CheckpointError(f"the file's decoder does not paint whole cells of {backbone.strides[-1]} pixels a side")
+    side = 47 if backbone.kind == "swin_v2" else 0
+    return SimMimConfig(
+        in_channels=channels,
+        mask_patch=evidence.field("mask_patch", 32, "as published"),
+        norm_target=evidence.field("norm_target", side, "as its family is published"),
     )
 
 

@@ -19,6 +19,7 @@ from swindow.checkpoints.names import (
     MICROSOFT,
     OPENMMLAB,
     OPENMMLAB_UPERNET,
+    SIMMIM,
     SWIN_UNET,
     TIMM,
     TORCHVISION,
@@ -35,6 +36,7 @@ from swindow.checkpoints.rules import (
     ScaleColumns,
     SeparateProjections,
     SpareNorm,
+    TokenOfEncoder,
     UnfoldedMerge,
 )
 from swindow.errors import CheckpointError, UnknownName
@@ -200,6 +202,20 @@ FORMATS = (
         inner=lambda config: {"swin": "swin.", "swin_v2": "swinv2."}[config.kind],
         one_window=True,
         allowed=_AS_PUBLISHED,
+    ),
+    Format(
+        name="microsoft_simmim",
+        about="Microsoft's SimMIM pretraining, whole",
+        kinds=_PYRAMIDS,
+        heads=("simmim",),
+        table=SIMMIM,
+        rules=(ScaleColumns(), FlatPositions(), LastNorm(), TokenOfEncoder()),
+        marks=(rf"encoder\.{_FIRST}", r"encoder\.mask_token", r"decoder\.0\.weight"),
+        prefix="encoder.",
+        small_maps="shrink",
+        buffers=original_buffers,
+        entry="model",
+        allowed={"shifted": (True,), "in_channels": (3,)},
     ),
     Format(
         name="microsoft_simmim",

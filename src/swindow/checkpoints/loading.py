@@ -216,7 +216,7 @@ def _usual(config: ModelConfig, evidence: Evidence) -> Preprocess:
     """How pixels are prepared where nothing tells it, which is noted as assumed."""
     made_for, head = getattr(config.backbone, "image_size", 224), config.head.kind
     evidence.assumed.append(_USUAL.get(head, _USUAL_OF_DETECTORS))
-    if head == "classifier":
+    if head in ("classifier", "simmim"):
         return usual_preprocess(made_for, config.in_channels)
     return usual_for_maps(head, made_for, config.in_channels)
 
@@ -226,6 +226,7 @@ _LAYERS = ("encoder_layers", "decoder_layers", "box_convs", "box_linears", "mask
 
 _USUAL = {
     "classifier": "ImageNet's mean and deviation, bicubic resizing",
+    "simmim": "ImageNet's mean and deviation, bicubic resizing",
     "upernet": "ImageNet's mean and deviation, the short side made 512 pixels bilinearly",
     "unet": "values in 0..1, grey ones in every channel, pictures stretched to the image size",
 }

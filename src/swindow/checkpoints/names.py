@@ -1,7 +1,7 @@
 """The names of everybody's tensors beside ours: the tables that `formats` puts together with rules and buffers.
 
-``backbone.norms.last``, ``backbone.blocks.{i}`` and ``head.paired`` are ours before the rules `LastNorm`, `FlatBlocks`
-and `PairedHeads`.
+``backbone.norms.last``, ``backbone.blocks.{i}``, ``head.paired`` and ``backbone.mask_token`` are ours before the rules
+`LastNorm`, `FlatBlocks`, `PairedHeads` and `TokenOfEncoder`.
 """
 
 from swindow.checkpoints.tables import joined
@@ -32,6 +32,9 @@ _LAST = [("backbone.norms.last.{*}", "norm.{*}")]
 _HEAD = [("head.linear.{*}", "head.{*}")]
 
 MICROSOFT = joined(_STEM, _MICROSOFT, _END, _LAST, _HEAD)
+SIMMIM = joined(
+    _STEM, _MICROSOFT, _END, _LAST, [("backbone.mask_token", "mask_token"), ("head.decoder.{*}", "decoder.0.{*}")]
+)
 DENSE = joined(_STEM, _MICROSOFT, _END, [("backbone.norms.{i}.{*}", "norm{i}.{*}")])
 TIMM = joined(
     _STEM,

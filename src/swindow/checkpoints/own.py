@@ -5,14 +5,18 @@ since the same text lies in its metadata. Nothing is ever unpickled.
 """
 
 import dataclasses
+import warnings
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
 
-from swindow.checkpoints.files import newest_sealed, write_atomic
+from swindow.checkpoints.files import MANIFEST, check_file, naming, newest_sealed, read_manifest, write_atomic
+from swindow.checkpoints.steps import STEPS, newest_step
+from swindow.checkpoints.streaming import pieces
 from swindow.config import dumps, from_dict, loads
 from swindow.errors import CheckpointError, ConfigError
 from swindow.model import Model, ModelConfig
@@ -39,16 +43,14 @@ def save(model: Model, path: str | Path) -> Path:
         CheckpointError: the place cannot be written.
     """
     path, text = Path(path), card_text(model)
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    content = safetensors.torch.save(state, metadata={METADATA: text})
     single = path.suffix == ".safetensors"
-    try:
+    with naming(path, "cannot write a checkpoint here"):
         (path.parent if single else path).mkdir(parents=True, exist_ok=True)
-        write_atomic(path if single else path / WEIGHTS, content)
+        if not single:
+            (path / MANIFEST).unlink(missing_ok=True)  # it is of what was here before
+        write_atomic(path if single else path / WEIGHTS, pieces(model.state_dict(), {METADATA: text}))
         if not single:
             write_atomic(path / FACTS, text)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot write a checkpoint here ({error.strerror or error})") from error
     return path
 
 
@@ -58,7 +60,8 @@ def card_text(model: Model, *, headless: bool = False) -> str:
 
     config, classes, colours = model.config, model.classes, model.colours
     if headless:
-        config = dataclasses.replace(config, head=dataclasses.replace(config.head, num_classes=0))
+        classifier: Any = config.head
+        config = dataclasses.replace(config, head=dataclasses.replace(classifier, num_classes=0))
         classes = colours = None
     return dumps(Card(model=config, preprocess=model.preprocess, classes=classes, colours=colours, swindow=__version__))
 
@@ -92,7 +95,7 @@ def read_card(text: str, source: Path) -> Card:
 def is_own(path: Path) -> bool:
     """Whether a run folder, a checkpoint folder or a file of ours is at this path."""
     if path.is_dir():
-        return any((path / part).exists() for part in (FACTS, "best", "last")) or is_own(path / WEIGHTS)
+        return any((path / part).exists() for part in (FACTS, "best", STEPS, "last")) or is_own(path / WEIGHTS)
     if path.suffix != ".safetensors" or not path.is_file():
         return False
     try:
@@ -105,22 +108,29 @@ def is_own(path: Path) -> bool:
 def find_weights(path: Path) -> Path:
     """The weights file that a run folder, a checkpoint folder or a file's own path leads to.
 
+    Of a run that is the best, or else the newest intact state; a warning names newer ones that are damaged. Where a
+    manifest lies beside the weights, they are checked against it.
+
     Raises:
-        CheckpointError: none is found; the message lists where it was looked for.
+        CheckpointError: none is found, or it is damaged; the message lists where it was looked for.
     """
-    candidates = [path, path / WEIGHTS, path / "best" / WEIGHTS]
-    for candidate in candidates:
+    for candidate in (path, path / WEIGHTS, path / "best" / WEIGHTS):
         if candidate.is_file():
+            if (candidate.parent / MANIFEST).exists():
+                check_file(candidate, read_manifest(candidate.parent))
             return candidate
-    for name in ("best", "last"):  # a crash while one was replaced leaves it whole under another name
-        newest = newest_sealed(path / name)
-        if newest is not None:
-            return newest[0] / WEIGHTS
+    best = newest_sealed(path / "best")  # a crash while it was replaced leaves it whole under another name
+    folder = best[0] if best else newest_step(path, lambda line: warnings.warn(line, stacklevel=4))
+    if folder is not None:
+        return folder / WEIGHTS
+    last = newest_sealed(path / "last")  # what there was before there were steps
+    if last is not None:
+        return last[0] / WEIGHTS
     if (path / "last" / WEIGHTS).is_file():
         return path / "last" / WEIGHTS
     if not path.exists():
         raise CheckpointError(f"{path}: there is no such file or folder")
-    raise CheckpointError(f"{path}: no {WEIGHTS} in it, in best/ or in last/; give a run folder or a checkpoint")
+    raise CheckpointError(f"{path}: no {WEIGHTS} in it, in best/ or in {STEPS}/; give a run folder or a checkpoint")
 
 
 def read_tensors(file: Path) -> tuple[dict[str, str], dict[str, Tensor]]:

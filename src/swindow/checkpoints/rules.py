@@ -216,6 +216,24 @@ def restaged(state: State, depths: tuple[int, ...]) -> State:
     return LastNorm().read({found.sub(lambda m: stems.get(int(m[1]), m[0]), name): x for name, x in flat.items()})
 
 
+class TokenOfEncoder:
+    """SimMIM's mask token lies in its encoder, ``1 1 D``; ours is the head's, ``D``, and our backbone has none."""
+
+    theirs, ours = "backbone.mask_token", "head.mask_token"
+
+    def read(self, state: State) -> State:
+        return {self.ours if name == self.theirs else name: self._read(name, x) for name, x in state.items()}
+
+    def write(self, state: State) -> State:
+        return {
+            self.theirs if name == self.ours else name: x[None, None] if name == self.ours else x
+            for name, x in state.items()
+        }
+
+    def _read(self, name: str, x: Tensor) -> Tensor:
+        return x.flatten() if name == self.theirs else x
+
+
 class PairedHeads:
     """A classifier that has another beside it goes by another name, ``head.paired``."""
 

@@ -46,11 +46,23 @@ COMMANDS = {
 
 def main(arguments: list[str] | None = None) -> None:
     """Run one command and exit: 0 done, 1 done with failures, 2 refused, 130 and 143 stopped by a signal."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    settle()
+    code, message = concluded(list(sys.argv[1:] if arguments is None else arguments))
+    if message:
+        print(f"swindow: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def settle() -> None:
+    """What is the program's to say, not the library's: how threads wait, and what a warning looks like."""
     # Threads that spin while they wait starve each other on a shared machine: training was up to ten times slower
-    # (docs/log.md). Read when torch is loaded, so it is the program's to say, not the library's.
+    # (docs/log.md). Read when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     warnings.showwarning = _say_warning  # type: ignore[assignment]
+
+
+def concluded(words: list[str]) -> tuple[int, str]:
+    """The exit code of a command, once it is run, and the one line to say about what stopped it, if anything did."""
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     try:
@@ -59,20 +71,18 @@ def main(arguments: list[str] | None = None) -> None:
     except SwindowError as error:
         if debug:
             raise
-        print(f"swindow: {error}", file=sys.stderr)
-        code = 2
+        return 2, str(error)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read us has left: no more to say
-        code = 141
+        return 141, ""
     except OSError as error:
         if debug:
             raise
         place = f"{error.filename}: " if error.filename else ""
-        print(f"swindow: {place}{error.strerror or error}; nothing that was there before is lost", file=sys.stderr)
-        code = 1
+        return 1, f"{place}{error.strerror or error}; nothing that was there before is lost"
     except KeyboardInterrupt:
-        code = 130
-    sys.exit(code)
+        return 130, ""
+    return code, ""
 
 
 def run(words: list[str]) -> int:

@@ -9,6 +9,9 @@ from swindow.errors import ConfigError
 Positional = tyro.conf.Positional
 """Marks a field that is given by its place, not by a flag."""
 
+Flat = tyro.conf.arg(name="")
+"""Marks a dataclass whose fields are flags of their own, without the name of the field that holds it."""
+
 Arguments = TypeVar("Arguments")
 
 

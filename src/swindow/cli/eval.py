@@ -17,7 +17,7 @@ from swindow.data import Images, Scenes
 from swindow.data.annotations import ObjectConfig
 from swindow.data.masks import MaskConfig
 from swindow.errors import ConfigError
-from swindow.evaluation import SegmentationEvaluation, evaluate, open_split
+from swindow.evaluation import SegmentationEvaluation, evaluate, open_split, paint
 from swindow.images import ImageLimits
 from swindow.inference import ReadyModel, ready
 from swindow.overlays import Compared, comparison_sheet
@@ -33,6 +33,7 @@ _DOES = {
     "classify": "names the class of an image, not of its pixels",
     "segment": "names the class of every pixel and finds no objects",
     "detect": "finds objects in whole pictures",
+    "pretrain": "paints what is hidden of images",
 }
 
 
@@ -102,7 +103,7 @@ def eval_command(words: list[str]) -> int:
 
 def _refuse_for_other_tasks(model: ReadyModel, asked: Any) -> None:
     """What only another kind of model takes is not quietly left aside."""
-    takes = {"classify": (), "segment": ("views", "masks"), "detect": ("objects", "threshold")}[model.model.task]
+    takes = {"segment": ("views", "masks"), "detect": ("objects", "threshold")}.get(model.model.task, ())
     usual = {name: kind() for name, kind in _TABLES.items()} | {"threshold": None}
     wrong = [f"--{name}" for name, value in usual.items() if name not in takes and getattr(asked, name) != value]
     if wrong:
@@ -113,6 +114,9 @@ def _write_folder(asked: Eval, model: ReadyModel, evaluation: Any, images: Image
     """The page, its tables and figures, and a sheet of pictures unless it is a classifier's. What was written."""
     folder = Path(asked.out or "")
     facts = {"model": model.model.config.name, "data": asked.data or settings_of(asked.run).get("data", "")}
+    if model.model.task == "pretrain" and isinstance(images, Images):
+        page = write_evaluation(folder, evaluation, images, lambda row: paint(model, images, row), facts)
+        return [page, folder / SHEET]
     if isinstance(images, Images):
         return [write_evaluation(folder, evaluation, images, facts=facts)]
     if isinstance(images, WithObjects):

@@ -96,6 +96,8 @@ def models_command(words: list[str]) -> int:
         print("\nto find objects:")
         print(f"any of the first list after {', '.join(f'{head}_' for head in FINDERS[:-1])} or {FINDERS[-1]}_,")
         print("detr_resnet50 and detr_resnet101: swindow models 'mask_rcnn_swin_*' lists some with their size")
+        print("\nto pretrain without labels:")
+        print("any Swin, Swin V2, ViT or DeiT after simmim_: swindow models 'simmim_*' lists them")
     return 0
 
 
@@ -138,7 +140,7 @@ def _size_to_count(asked: tuple[int, ...], model: Model) -> tuple[int, int]:
 
 def _made_for(model: Model) -> tuple[int, int]:
     """Height and width of the images that a variant is made for."""
-    if model.task == "classify":
+    if model.task in ("classify", "pretrain"):
         size = getattr(model.backbone.config, "image_size", USUAL["classify"])
         return (size, size) if isinstance(size, int) else size
     return USUAL.get(model.config.head.kind, DETECTED)

@@ -3,21 +3,25 @@
 import dataclasses
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, get_origin
+from typing import Annotated, Any, Literal, get_origin
 
 from swindow.cli.arguments import Positional, parse
+from swindow.cli.launching import is_launched, launch, processes_for
 from swindow.config import from_dict, merge, read_toml
 from swindow.data.annotations import ObjectConfig
 from swindow.data.masks import MaskConfig
+from swindow.distributed import standing
 from swindow.model import composition
 from swindow.recipes import configure
-from swindow.settings import TrainConfig
+from swindow.settings import TrainConfig, default_out
 from swindow.training import train
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Train(TrainConfig):
     """Train or fine-tune a classifier, a segmenter where images have masks, or a detector where objects have boxes.
+
+    With --task pretrain, a backbone learns from any folder of images without labels; --weights RUN then starts from it.
 
     The data picks a recipe, --config FILE changes it, flags have the last word.
 
@@ -32,6 +36,10 @@ class Train(TrainConfig):
     """A TOML file with any of these settings; a run folder's config.toml runs it again."""
     resume: bool = False
     """Go on with the run in --out."""
+    devices: int | Literal["auto"] = 1
+    """Processes that train together on this machine, one for each GPU (auto: every GPU), or on the CPU."""
+    restarts: int = 3
+    """How often they start again, from the last saved state, when one of them dies."""
 
 
 def train_command(words: list[str]) -> int:
@@ -44,9 +52,12 @@ def train_command(words: list[str]) -> int:
     final = parse(Train, words, prog="swindow train", default=blank)
     fields = {**start.fields, **_tuples(final.fields, final.model)}
     config = dataclasses.replace(_as_config(final), fields=fields)
+    if final.devices != 1 and not is_launched() and (count := processes_for(final.devices, config.device)) > 1:
+        out = config.out or default_out(config, resume=final.resume)  # the same after a restart
+        return launch(["train", *words, *(() if config.out else ("--out", out))], count, final.restarts)
     result = train(config, resume=final.resume)
     codes = {"SIGINT": 130, "SIGTERM": 143}
-    if result.stopped_by not in codes:
+    if result.stopped_by not in codes and standing().is_first:
         evaluation = result.evaluation
         print(f"{result.run}: {evaluation.score_name} {evaluation.score:.2%}" if evaluation else result.run)
     return codes.get(result.stopped_by, 0)
@@ -110,7 +121,19 @@ def _same_entries(one: Any, other: Any) -> dict[str, Any]:
     return _same(one, other, [field.name for field in dataclasses.fields(one)])
 
 
-_FOLLOWED = ("task", "recipe", "model", "size", "channels", "weights", "seed", "val_fraction", "max_pixels")
+_FOLLOWED = (
+    "task",
+    "recipe",
+    "model",
+    "size",
+    "channels",
+    "weights",
+    "teacher",
+    "batch",
+    "seed",
+    "val_fraction",
+    "max_pixels",
+)
 _FOLLOWED_TABLES = ("masks", "objects")
 _OTHER = TrainConfig(
     task="segment",
@@ -119,6 +142,8 @@ _OTHER = TrainConfig(
     size=1,
     channels=2,
     weights="other",
+    teacher="other",
+    batch=1,
     seed=1,
     val_fraction=0.2,
     max_pixels=1,

@@ -7,8 +7,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
+from PIL import Image
 from torch import Tensor
 
+from swindow.data.erasing import NoisyErasing
+from swindow.data.randaugment import STRONGEST, RandAugment
+from swindow.data.rectangles import ResizedCrop
 from swindow.data.seeds import uniforms
 from swindow.errors import ConfigError
 from swindow.preprocess import Preprocess
@@ -40,17 +44,28 @@ class AugmentConfig:
     randaugment_ops: int = 0
     """RandAugment (arXiv 1909.13719): operations per image; 0 is off."""
     randaugment_magnitude: int = 9
-    """RandAugment: strength, 0..30."""
+    """RandAugment: strength, 0..30; 0..10 in timm's form."""
+    randaugment_form: Literal["torchvision", "timm"] = "torchvision"
+    """RandAugment: torchvision's, of a fixed strength; or timm's with growing strength (``inc1``), each operation
+    carried out every other time, which Swin and DeiT were trained with."""
+    randaugment_noise: float = 0.0
+    """RandAugment in timm's form: deviation of the strength from image to image (``mstd``)."""
     jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
     """Colour jitter: brightness, contrast, saturation, hue (at most 0.5)."""
     erasing: float = 0.0
-    """Random erasing (arXiv 1708.04896): probability that a rectangle becomes the mean colour."""
+    """Random erasing (arXiv 1708.04896): probability that a rectangle is painted over."""
+    erasing_fill: Literal["mean", "noise"] = "mean"
+    """What with: the mean colour; or, for every pixel, one drawn with the mean and deviation of the model's pixels,
+    within 0..255 (timm's ``pixel`` mode, which draws after normalisation and so beyond what a picture can hold)."""
     mixup: float = 0.0
     """mixup (arXiv 1710.09412): alpha of the Beta distribution; 0 is off. Per batch."""
     cutmix: float = 0.0
     """CutMix (arXiv 1905.04899): alpha; 0 is off. With both on, each batch takes one or the other."""
     mix_prob: float = 1.0
     """Probability that a batch is mixed at all."""
+    repeats: int = 1
+    """Repeated augmentation (arXiv 1901.09335): so many variants of an image in an epoch of as many images as before,
+    which therefore shows only a part of them; the variants lie in one batch."""
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
     """Of the resized crop (antialiased)."""
     scale: tuple[float, float] = (0.5, 2.0)
@@ -77,9 +92,11 @@ class AugmentConfig:
         for name in ("hflip", "vflip", "erasing", "mix_prob", "quarter_turns", "detr_crop", "paste"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"augment {name} is {getattr(self, name)}; a probability lies in 0..1")
-        for name in ("shift", "randaugment_ops", "mixup", "cutmix"):
+        for name in ("shift", "randaugment_ops", "randaugment_noise", "mixup", "cutmix"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"augment {name} is {getattr(self, name)}; it must not be negative")
+        if self.repeats < 1:
+            raise ConfigError(f"augment repeats is {self.repeats}; every image that is shown is shown at least once")
         self._check_choices()
         self._check_ranges()
         self._check_pixel_tasks()
@@ -92,10 +109,19 @@ class AugmentConfig:
             raise ConfigError(f"augment shift_fill {self.shift_fill!r} is not one of zero, reflect")
         if self.interpolation not in ("bilinear", "bicubic"):
             raise ConfigError(f"augment interpolation {self.interpolation!r} is not one of bilinear, bicubic")
+        if self.randaugment_form not in ("torchvision", "timm"):
+            raise ConfigError(f"augment randaugment_form {self.randaugment_form!r} is not one of torchvision, timm")
+        if self.erasing_fill not in ("mean", "noise"):
+            raise ConfigError(f"augment erasing_fill {self.erasing_fill!r} is not one of mean, noise")
 
     def _check_ranges(self) -> None:
-        if not 0 <= self.randaugment_magnitude <= 30:
-            raise ConfigError(f"augment randaugment_magnitude is {self.randaugment_magnitude}; it lies in 0..30")
+        most = STRONGEST if self.randaugment_form == "timm" else 30
+        if not 0 <= self.randaugment_magnitude <= most:
+            raise ConfigError(f"augment randaugment_magnitude is {self.randaugment_magnitude}; it lies in 0..{most}")
+        if self.randaugment_noise and self.randaugment_form != "timm":
+            raise ConfigError(
+                "augment randaugment_noise is for randaugment_form timm; torchvision's has a fixed strength"
+            )
         if min(self.affine) < 0 or max(self.affine[1:]) >= 1:
             raise ConfigError(f"augment affine {self.affine} must not be negative, and its shares must be below 1")
         if min(self.jitter) < 0 or self.jitter[3] > 0.5:
@@ -147,7 +173,8 @@ class Augment:
 
     def _augmented(self, images: UInt8[Tensor, "B C h w"] | list[Tensor], seeds: np.ndarray) -> Tensor:
         if self._crop is not None:
-            images = _each(self._crop, images, seeds)
+            cropped = [self._crop(image, seed) for image, seed in zip(images, seeds.tolist(), strict=True)]
+            images = cropped[0][None] if len(cropped) == 1 else torch.stack(cropped)
         elif isinstance(images, list):
             images = torch.stack([self.preprocess.resize(image) for image in images])
         else:
@@ -204,18 +231,10 @@ def brightened(pixels: UInt8[Tensor, "*B C h w"], gamma: float, draw: float) -> 
     return table[pixels.int()]
 
 
-def _resized_crop(config: AugmentConfig, preprocess: Preprocess) -> Any:
+def _resized_crop(config: AugmentConfig, preprocess: Preprocess) -> ResizedCrop | None:
     if config.crop != "resized":
         return None
-    from torchvision.transforms import v2
-
-    mode = v2.InterpolationMode(config.interpolation)
-    crop = v2.RandomResizedCrop(preprocess.size, config.crop_scale, config.crop_ratio, mode, antialias=True)
-    return v2.Compose([crop, _contiguous])  # the colour operations are a third slower on channels-last pixels
-
-
-def _contiguous(image: Tensor) -> Tensor:
-    return image.contiguous()
+    return ResizedCrop(preprocess.size, config.crop_scale, config.crop_ratio, config.interpolation)
 
 
 def colour_changes(config: AugmentConfig, preprocess: Preprocess, *, affine: bool = True) -> Any:
@@ -240,14 +259,30 @@ def colour_changes(config: AugmentConfig, preprocess: Preprocess, *, affine: boo
         degrees, move, zoom = config.affine
         bilinear = v2.InterpolationMode.BILINEAR
         steps.append(v2.RandomAffine(degrees, (move, move), (1 - zoom, 1 + zoom), interpolation=bilinear, fill=mean))
-    if config.randaugment_ops:
+    if config.randaugment_ops and config.randaugment_form == "timm":
+        steps.append(_timm_randaugment(config, mean))
+    elif config.randaugment_ops:
         bilinear = v2.InterpolationMode.BILINEAR  # as good for tensors as it gets, and no slower than the nearest pixel
         steps.append(v2.RandAugment(config.randaugment_ops, config.randaugment_magnitude, 31, bilinear, mean))
     if any(config.jitter):
         steps.append(v2.ColorJitter(*config.jitter))
-    if config.erasing:
+    if config.erasing and config.erasing_fill == "noise":
+        steps.append(NoisyErasing(config.erasing, preprocess.mean, preprocess.std))
+    elif config.erasing:
         steps.append(v2.RandomErasing(config.erasing, value=mean))
     return v2.Compose(steps)
+
+
+def _timm_randaugment(config: AugmentConfig, mean: list[int]) -> RandAugment:
+    resample = Image.Resampling.BICUBIC if config.interpolation == "bicubic" else Image.Resampling.BILINEAR
+    fill = mean[0] if len(mean) == 1 else tuple(mean)
+    return RandAugment(
+        config.randaugment_ops,
+        float(config.randaugment_magnitude),
+        config.randaugment_noise,
+        fill=fill,
+        resample=resample,
+    )
 
 
 def _moved(images: UInt8[Tensor, "B C H W"], draws: np.ndarray, config: AugmentConfig) -> UInt8[Tensor, "B C H W"]:

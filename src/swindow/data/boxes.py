@@ -159,9 +159,9 @@ def _span(have: int, resized: int, most: int, draw: float) -> tuple[int, int, in
 
 
 def _refuse(config: AugmentConfig, preprocess: Preprocess) -> None:
-    for name in ("randaugment_ops", "mixup", "cutmix"):
-        if getattr(config, name):
-            raise ConfigError(f"augment {name} is {getattr(config, name)}; with objects it must be 0")
+    for name, none in {"randaugment_ops": 0, "mixup": 0, "cutmix": 0, "repeats": 1}.items():
+        if getattr(config, name) != none:
+            raise ConfigError(f"augment {name} is {getattr(config, name)}; with objects it must be {none}")
     if config.crop not in ("none", "sides", "jitter"):
         raise ConfigError(f"augment crop {config.crop!r} is not for objects; choose none, sides or jitter")
     if preprocess.fit in ("crop", "pad"):

@@ -3,6 +3,7 @@
 What can be wrong with masks and volumes is in `swindow.data.scene_checking`; with objects, their readers say it.
 """
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -24,9 +25,11 @@ from swindow.data.object_layouts import ObjectPlaces
 from swindow.data.processes import context, start_quietly
 from swindow.data.scene_checking import Examiner, Finding, axis_problems, case_problems, common_problems
 from swindow.data.segmentation import choose_legend, find_scenes
+from swindow.data.shards.finding import holds_shards, read_shards
 from swindow.errors import DataError
 from swindow.images import LIMITS, ImageLimits, ImageTooLarge, name_of, read_image
 
+AT_ONCE = 64  # images in shards that are read together
 ABSURD_ASPECT = 20  # long side over short side; a panorama has 10
 
 
@@ -98,9 +101,15 @@ def check(
     ``unknown-category``, ``duplicate-image-id``, ``duplicate-annotation-id``, ``duplicate-category``,
     ``missing-size``, ``other-size``, ``turned-size``. `objects` says which of them training would refuse.
 
+    With shards also: ``damaged-shard``, one that is not what its index says.
+
     Raises:
         DataError: the source cannot be read at all.
     """
+    if holds_shards(source):
+        if task in ("segment", "detect"):
+            raise DataError(f"{name_of(source)}: shards hold images with a label each; this is to {task}")
+        return _check_shards(source, limits, progress)
     places = find_objects(source, task=task)
     if places is not None:
         return _check_objects(source, places, objects, limits, workers, progress)
@@ -118,6 +127,35 @@ def check(
         problems=tuple(problems),
         images={split: len(rows.names) for split, rows in found.splits.items()},
         classes=dict(Counter(item.label for item in items)),
+    )
+
+
+def _check_shards(source: str | Path, limits: ImageLimits, progress: Watcher | None) -> CheckReport:
+    """The same for shards: each is compared with its index, then every image is read in the order it lies there."""
+    found = read_shards(source)
+    problems = [problem for problem in found.problems if problem.kind != "no-index"] + found.label_problems()
+    items: list[Item] = []
+    for split, rows in found.splits.items():
+        encoded = rows.encoded
+        if encoded is None:
+            raise TypeError("shards without a reader")
+        problems += [Problem("damaged-shard", name, message) for name, message in encoded.damaged()]
+        groups = [range(start, min(start + AT_ONCE, len(rows.labels))) for start in range(0, len(rows.labels), AT_ONCE)]
+        for group, read in zip(groups, _each(encoded.read, groups, 0, progress), strict=True):
+            for row, data in zip(group, read, strict=True):
+                name = rows.names[row]
+                problem = _examine(name, limits, data)
+                if problem is not None:
+                    problems.append(problem)
+                if problem is None or problem.kind == "absurd-aspect":
+                    digest = int.from_bytes(hashlib.sha256(data).digest()[:8], "big")
+                    items.append(Item(split, name, rows.labels[row], digest=digest, in_shard=True))
+    equal = same_content(items)
+    return CheckReport(
+        source=name_of(source),
+        problems=(*problems, *_leaks(equal), *_contradictions(equal)),
+        images={split: len(rows.names) for split, rows in found.splits.items()},
+        classes=dict(Counter(label for rows in found.splits.values() for label in rows.labels)),
     )
 
 
@@ -221,9 +259,12 @@ def _check_objects(
     )
 
 
-def _examine(name: str, limits: ImageLimits) -> Problem | None:
+def _examine(name: str, limits: ImageLimits, data: bytes | DataError | None = None) -> Problem | None:
+    """What is wrong with a file, or with the bytes that have this name."""
     try:
-        height, width = read_image(name, limits=limits).shape[1:]
+        if isinstance(data, DataError):
+            raise data
+        height, width = read_image(name if data is None else data, limits=limits, name=name).shape[1:]
     except ImageTooLarge as error:
         return Problem("too-large", name, str(error))
     except DataError as error:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -18,8 +18,10 @@ from swindow.data.layouts import SceneInventory
 from swindow.data.masks import MaskConfig
 from swindow.data.named import TORCHVISION, read_digits, read_torchvision, torchvision_name
 from swindow.data.segmentation import Pool, find_scenes, pool_scenes
+from swindow.data.shards.finding import holds_shards, read_shards
 from swindow.data.sources import DataSource, divide, few, note_on_splits, split_changes, split_record
 from swindow.data.tables import TABLE_SUFFIXES, read_table
+from swindow.data.unlabelled import find_unlabelled
 from swindow.errors import ConfigError, DataError
 from swindow.images import LIMITS, ImageLimits, name_of, probe_image, read_image
 
@@ -27,7 +29,7 @@ __all__ = ["DataSource", "Images", "align_classes", "open_data", "split_changes"
 
 PROBES = 64
 
-Task = Literal["auto", "classify", "segment", "detect"]
+Task = Literal["auto", "classify", "segment", "detect", "pretrain"]
 
 
 def take_inventory(source: str | Path, *, limits: ImageLimits = LIMITS, root: Path | None = None) -> Inventory:
@@ -50,14 +52,16 @@ def _find(source: str | Path, limits: ImageLimits, root: Path | None) -> Invento
         if name is None:
             raise DataError(f"{text}: no such torchvision data set here; there are {', '.join(TORCHVISION)}")
         return read_torchvision(name, root or Path("data"))
+    if holds_shards(source):
+        return read_shards(source)
     if path.is_dir():
         return read_idx(path, limits) if holds_idx(path) else read_folder(path)
     if path.is_file() and path.suffix.lower() in TABLE_SUFFIXES:
         return read_table(path)
     raise DataError(
         f"{name_of(text)}: {'not a source of data' if path.exists() else 'no such source of data'}; give a folder of "
-        f"class folders, a folder of IDX files, a CSV, TSV or Parquet table of path and label, digits, "
-        f"or one of {', '.join(TORCHVISION)}"
+        f"class folders, a folder of IDX files, a CSV, TSV or Parquet table of path and label, shards (a folder or URL "
+        f"of .tar or .parquet files that hold images), digits, or one of {', '.join(TORCHVISION)}"
     )
 
 
@@ -89,6 +93,8 @@ def open_data(
     A COCO JSON, a folder of such, Pascal VOC's XML files and YOLO's text files are for detection. `objects` says what
     is done with annotations that are not as they should be.
 
+    To ``pretrain``, the pictures of any of these will do, and of any folder, flat or nested; labels are no matter.
+
     With ``for_training=False`` nothing but the test split of ``digits`` is held out, and a source may lack training
     images, have a single class, or classes that only other splits have: enough to judge a model on it.
 
@@ -97,21 +103,56 @@ def open_data(
     """
     if not 0 <= val_fraction < 1:
         raise ConfigError(f"val_fraction is {val_fraction}; it must be in [0, 1)")
-    if task not in ("auto", "classify", "segment", "detect"):
-        raise ConfigError(f"task {task!r} is not one of auto, classify, segment, detect")
-    annotated = find_objects(source, task=task)
+    if task not in get_args(Task):
+        raise ConfigError(f"task {task!r} is not one of {', '.join(get_args(Task))}")
+    if task == "pretrain":
+        unlabelled = _unlabelled(source, limits, root)
+        return _open_images(
+            source, unlabelled, channels, limits, seed, val_fraction, split_record, for_training, task=task
+        )
+    shards = holds_shards(source)
+    if shards and task in ("segment", "detect"):
+        raise DataError(
+            f"{name_of(source)}: shards hold images with a label each, and this is to {task}; masks and boxes are read "
+            f"from folders"
+        )
+    annotated = None if shards else find_objects(source, task=task)
     if annotated is not None:
         found_objects = read_objects(annotated, objects, limits)
         return _open_objects(
             str(source), found_objects, channels, limits, seed, val_fraction, split_record, for_training
         )
-    scenes = find_scenes(source, task=task)
+    scenes = None if shards else find_scenes(source, task=task)
     if scenes is not None:
         pool = pool_scenes(_sound(scenes), masks, channels, limits, classes)
         return _open_scenes(str(source), scenes, pool, seed, val_fraction, split_record, for_training)
     found = take_inventory(source, limits=limits, root=root)
-    classes = found.class_names(for_training=for_training)
-    _refuse(found, classes, name_of(source), for_training)
+    return _open_images(source, found, channels, limits, seed, val_fraction, split_record, for_training)
+
+
+def _unlabelled(source: str | Path, limits: ImageLimits, root: Path | None) -> Inventory:
+    """The images at `source` whatever they show; those in memory and in tables as they are for a classifier."""
+    path = Path(source)
+    others = holds_shards(source) or (path.is_dir() and holds_idx(path))
+    return (None if others else find_unlabelled(source, limits)) or take_inventory(source, limits=limits, root=root)
+
+
+def _open_images(
+    source: str | Path,
+    found: Inventory,
+    channels: int | None,
+    limits: ImageLimits,
+    seed: int,
+    val_fraction: float,
+    record: Mapping[str, Any] | None,
+    for_training: bool,
+    *,
+    task: Literal["classify", "pretrain"] = "classify",
+) -> DataSource:
+    """Images with a label each, divided; to pretrain, labels are no matter and need not be right."""
+    labelled = task == "classify"
+    classes = found.class_names(for_training=for_training and labelled)
+    _refuse(found, classes, name_of(source), for_training, labelled=labelled)
     guessed, size = _typical(found, limits)
     make = _ImageMaker(classes, channels or guessed, limits)
     splits = {("train" if name == POOL else name): make(rows) for name, rows in found.splits.items() if rows.names}
@@ -120,25 +161,25 @@ def open_data(
         found.root,
         seed=seed,
         val_fraction=val_fraction if for_training else 0.0,
-        record=split_record,
+        record=record,
         digits=found.kind == "digits",
     )
     return DataSource(
         source=str(source),
         kind=found.kind,
-        task="classify",
-        classes=classes,
+        task=task,
+        classes=classes if labelled else (),
         channels=make.channels,
         image_size=size,
         train=splits.get("train"),
         val=splits.get("val"),
         test=splits.get("test"),
-        split_note=note_on_splits(splits, chosen, seed, split_record is not None),
+        split_note=note_on_splits(splits, chosen, seed, record is not None),
         seed=seed,
         val_fraction=val_fraction,
         root=found.root,
         held_out=chosen,
-        problems=(*found.problems, *found.label_problems(for_training=for_training)),
+        problems=(*found.problems, *(found.label_problems(for_training=for_training) if labelled else ())),
     )
 
 
@@ -269,6 +310,8 @@ class _ImageMaker:
     def __call__(self, rows: Rows) -> Images:
         labels = np.asarray([self._index[label] for label in rows.labels], np.int64)
         common: dict[str, Any] = {"classes": self.classes, "channels": self.channels, "limits": self.limits}
+        if rows.encoded is not None:
+            common |= {"encoded": rows.encoded, "rows": np.arange(len(labels))}
         return Images(names=rows.names, labels=labels, pixels=self._pixels(rows.pixels), **common)
 
     def _pixels(self, pixels: Tensor | None) -> Tensor | None:
@@ -279,10 +322,13 @@ class _ImageMaker:
         return torch.stack([read_image(image, channels=self.channels) for image in pixels])
 
 
-def _refuse(found: Inventory, classes: tuple[str, ...], name: str, for_training: bool) -> None:
+def _refuse(
+    found: Inventory, classes: tuple[str, ...], name: str, for_training: bool, *, labelled: bool = True
+) -> None:
     """Stop at what training or judging cannot do without."""
     problems = [problem for problem in found.problems if for_training or problem.kind == "bad-row"]
-    fatal = [problem for problem in problems + found.label_problems(for_training=for_training) if problem.fatal]
+    problems += found.label_problems(for_training=for_training) if labelled else []
+    fatal = [problem for problem in problems if problem.fatal]
     if fatal:
         more = f" (and {len(fatal) - 1:,} more: `swindow data check` lists all)" if len(fatal) > 1 else ""
         raise DataError(fatal[0].message + more)
@@ -290,7 +336,7 @@ def _refuse(found: Inventory, classes: tuple[str, ...], name: str, for_training:
         raise DataError(f"{name}: there are no images; add some")
     if for_training and not found.training_rows.names:
         raise DataError(f"{name}: there are no training images; add them under train")
-    if for_training and len(classes) < 2:
+    if for_training and labelled and len(classes) < 2:
         raise DataError(
             f"{name}: the only class is {classes[0]!r}; at least two are needed, each with images of its own"
         )
@@ -302,9 +348,12 @@ def _typical(found: Inventory, limits: ImageLimits) -> tuple[int, tuple[int, int
     if rows.pixels is not None:
         return rows.pixels.shape[1], (rows.pixels.shape[2], rows.pixels.shape[3])
     headers, problem = [], None
-    for place in np.unique(np.linspace(0, len(rows.names) - 1, PROBES).round().astype(int)):
+    places = np.unique(np.linspace(0, len(rows.names) - 1, PROBES).round().astype(int)).tolist()
+    for source in [rows.names[place] for place in places] if rows.encoded is None else rows.encoded.read(places):
         try:
-            headers.append(probe_image(rows.names[place], limits=limits))
+            if isinstance(source, DataError):
+                raise source
+            headers.append(probe_image(source, limits=limits))
         except DataError as error:
             problem = problem or error
     if not headers and problem is not None:

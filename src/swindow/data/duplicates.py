@@ -25,6 +25,9 @@ class Item(NamedTuple):
     name: str
     label: str
     pixels: Tensor | None = None
+    digest: int | None = None
+    """Of the image's bytes, where it is in a shard: equal for equal bytes. None there if it is not known."""
+    in_shard: bool = False
 
 
 class Duplicate(NamedTuple):
@@ -39,7 +42,8 @@ class Duplicate(NamedTuple):
 def duplicates_across(source: DataSource) -> list[Duplicate]:
     """Images of val and test that are also in another split: what a model is judged on, it may have learned by heart.
 
-    Only files of equal size are opened; files that cannot be read are left to those who must read them.
+    Only files of equal size are opened; files that cannot be read are left to those who must read them. Of shards the
+    index says which images are equal; those without one are not compared (`swindow data check` does).
     """
     return across(same_content(items_of(source), apart=True))
 
@@ -54,6 +58,12 @@ def _items(split: str, images: Images | Scenes | Annotated) -> list[Item]:
         return [Item(split, name, "") for name in images.names]
     if isinstance(images, Scenes):  # by file: a volume once
         return [Item(split, file, "") for file in dict.fromkeys(map(file_of, images.names))]
+    encoded, rows = images.encoded, images.rows
+    if encoded is not None and rows is not None:
+        return [
+            Item(split, images.names[place], images.classes[label], None, encoded.digest(row), in_shard=True)
+            for place, (label, row) in enumerate(zip(images.labels.tolist(), rows.tolist(), strict=True))
+        ]
     return [
         Item(split, name, images.classes[images.labels[place]], None if images.pixels is None else images.pixels[place])
         for place, name in enumerate(images.names)
@@ -72,7 +82,7 @@ def across(groups: Iterable[Sequence[Item]]) -> list[Duplicate]:
 
 def same_content(items: Sequence[Item], *, apart: bool = False) -> list[list[Item]]:
     """Groups of two or more images with equal content, in the order given; `apart`: only groups of several splits."""
-    groups = [list(items)]
+    groups = [[item for item in items if not item.in_shard or item.digest is not None]]
     for evidence in (_size, _tail, _whole):
         groups = [part for group in groups for part in _parts(group, evidence) if _matters(part, apart)]
     return groups
@@ -93,6 +103,8 @@ def _parts(group: Sequence[Item], evidence: Callable[[Item], object]) -> Iterabl
 
 
 def _size(item: Item) -> object:
+    if item.in_shard:
+        return item.digest
     if item.pixels is not None:
         return item.pixels.shape
     status = Path(item.name).stat()
@@ -102,7 +114,7 @@ def _size(item: Item) -> object:
 
 
 def _tail(item: Item) -> object:
-    if item.pixels is not None:
+    if item.pixels is not None or item.in_shard:
         return None
     with Path(item.name).open("rb") as stream:
         stream.seek(-min(_TAIL, Path(item.name).stat().st_size), os.SEEK_END)
@@ -110,6 +122,8 @@ def _tail(item: Item) -> object:
 
 
 def _whole(item: Item) -> object:
+    if item.in_shard:
+        return None
     if item.pixels is not None:
         return hashlib.blake2b(item.pixels.contiguous().numpy().tobytes(), digest_size=16).digest()
     with Path(item.name).open("rb") as stream:

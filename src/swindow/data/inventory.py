@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from swindow.data.labelled import Encoded
+
 SPLIT_NAMES = {
     "train": "train",
     "training": "train",
@@ -37,6 +39,8 @@ class Rows(NamedTuple):
     names: Sequence[str]
     labels: Sequence[str]
     pixels: Tensor | None = None
+    encoded: Encoded | None = None
+    """Where the images are in shards: row i of it is image i here."""
 
 
 @dataclass(kw_only=True)

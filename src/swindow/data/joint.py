@@ -42,6 +42,8 @@ class JointAugment:
         for name in ("randaugment_ops", "mixup", "cutmix", "paste", "sides", "detr_crop"):
             if getattr(config, name):
                 raise ConfigError(f"augment {name} is {getattr(config, name)}; with masks it must be 0 or empty")
+        if config.repeats > 1:
+            raise ConfigError(f"augment repeats is {config.repeats}; with masks it must be 1")
         if config.crop in ("sides", "jitter"):
             raise ConfigError(f"augment crop {config.crop!r} is for pictures with objects; with masks choose 'scale'")
         self.config, self.preprocess = config, preprocess

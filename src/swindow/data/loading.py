@@ -1,5 +1,7 @@
 """Batches: the same pixels for the same (seed, epoch, index), whoever reads them and wherever a run was interrupted."""
 
+import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -17,7 +19,8 @@ from swindow.data.labelled import Images
 from swindow.data.padding import PackedObjects, canvas_of, framed, packed
 from swindow.data.processes import context, cores, start_quietly
 from swindow.data.scenes import Scenes, file_of
-from swindow.data.seeds import epoch_order, sample_seed, sample_seeds
+from swindow.data.seeds import VARIANT, epoch_order, repeated, sample_seed, sample_seeds
+from swindow.data.shards.order import WINDOW
 from swindow.distributed import ALONE, Ranks
 from swindow.errors import ConfigError, DataError
 from swindow.images import name_of
@@ -37,6 +40,7 @@ __all__ = [
 ]
 
 MOST_WORKERS = 8
+TIMEOUT = 300.0  # seconds: slow storage takes tens for a batch, what hangs takes for ever
 
 
 class Batch(NamedTuple):
@@ -81,7 +85,8 @@ class EpochBatches:
 
     A batch is that of all processes together; each takes its share of it, so that their number changes nothing about
     which samples a step learns from. The last samples that fill no batch are left out, unless there is no full batch
-    at all. `order` gives the samples of an epoch in another order than a plain shuffle.
+    at all. `order` gives the samples of an epoch in another order than a plain shuffle. With `repeats`, an epoch shows
+    fewer samples, each so many times, with draws of its own each time.
 
     Raises:
         ConfigError: a batch that cannot be divided evenly, or fewer samples than processes.
@@ -97,13 +102,14 @@ class EpochBatches:
         *,
         ranks: Ranks = ALONE,
         order: Callable[[int, int], np.ndarray] | None = None,
+        repeats: int = 1,
     ) -> None:
         if batch % ranks.world or count < ranks.world:
             raise ConfigError(
                 f"batch {batch} of {count:,} images cannot be shared evenly by {ranks.world} processes; "
                 f"give a multiple of {ranks.world}: batch counts the images of all of them"
             )
-        self.count, self.batch, self.seed, self.ranks = count, batch, seed, ranks
+        self.count, self.batch, self.seed, self.ranks, self.repeats = count, batch, seed, ranks, repeats
         self.order = order or partial(epoch_order, count)
         self.start(epoch, start_batch)
 
@@ -117,11 +123,12 @@ class EpochBatches:
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         epoch = self.epoch
-        order = self.order(self.seed, epoch).tolist()
+        indices, variants = repeated(self.order(self.seed, epoch), self.repeats, min(self.batch, self.count))
+        keys = list(zip((epoch + variants * VARIANT).tolist(), indices.tolist(), strict=True))
         share = min(self.batch, self.count) // self.ranks.world
         for number in range(self.start_batch, len(self)):
             first = number * self.batch + self.ranks.rank * share
-            yield [(epoch, index) for index in order[first : first + share]]
+            yield keys[first : first + share]
 
 
 class TrainView:
@@ -137,6 +144,11 @@ class TrainView:
         """uint8 ``C H W``."""
         return self._batch([key]).images[0]
 
+    @property
+    def names(self) -> Sequence[str]:
+        """What the pictures are called."""
+        return self.images.names
+
     def __getitems__(self, keys: Sequence[tuple[int, int]]) -> Batch | DataError:
         return _answer(self._batch, keys)
 
@@ -146,10 +158,8 @@ class TrainView:
         if self.images.pixels is not None:
             pixels = self.augment.batch(self.images.batch(indices), seeds)
             return _labelled(self.images, pixels, indices)
-        seed_of = dict(zip(indices.tolist(), seeds.tolist(), strict=True))
-        return _read_each(
-            self.images, indices, lambda image, index: self.augment(image, seed_of[index]), lenient=self.max_bad > 0
-        )
+        finish = lambda image, place: self.augment(image, int(seeds[place]))  # noqa: E731
+        return _read_each(self.images, indices, finish, lenient=self.max_bad > 0)
 
 
 class SceneView:
@@ -165,6 +175,11 @@ class SceneView:
         """uint8 ``C H W`` and int64 ``H W``."""
         batch = self._batch([key])
         return batch.images[0], batch.labels[0]
+
+    @property
+    def names(self) -> Sequence[str]:
+        """What the pictures are called."""
+        return self.scenes.names
 
     def __getitems__(self, keys: Sequence[tuple[int, int]]) -> Batch | DataError:
         return _answer(self._batch, keys)
@@ -203,6 +218,11 @@ class AnnotatedView:
         epoch, index = key
         return self._made(index, sample_seed(self.seed, epoch, index))
 
+    @property
+    def names(self) -> Sequence[str]:
+        """What the pictures are called."""
+        return self.annotated.names
+
     def __getitems__(self, keys: Sequence[tuple[int, int]]) -> Batch | DataError:
         """A batch whose labels are `PackedObjects`."""
         return _answer(self._batch, keys)
@@ -237,6 +257,11 @@ class EvalView:
     def __init__(self, images: Images, preprocess: Preprocess) -> None:
         self.images, self.preprocess = images, preprocess
 
+    @property
+    def names(self) -> Sequence[str]:
+        """What the pictures are called."""
+        return self.images.names
+
     def __getitems__(self, indices: Sequence[int]) -> Batch | DataError:
         return _answer(self._batch, indices)
 
@@ -252,15 +277,21 @@ class EvalView:
 class Loader:
     """Batches from a view, read here or by other processes; errors arrive as they were raised."""
 
-    def __init__(self, view: Any, batch_sampler: Any, workers: int, *, pin_memory: bool = False) -> None:
+    def __init__(
+        self, view: Any, batch_sampler: Any, workers: int, *, pin_memory: bool = False, timeout: float = TIMEOUT
+    ) -> None:
+        self.view = view
         self.batch_sampler = batch_sampler
         self.workers = workers
+        self._asked: deque[Any] = deque()
         others: dict[str, Any] = {}
         if workers:
-            others = {"multiprocessing_context": context(), "worker_init_fn": start_quietly, "persistent_workers": True}
+            start = partial(start_quietly, environment=dict(os.environ))
+            others = {"multiprocessing_context": context(), "worker_init_fn": start, "persistent_workers": True}
+            others["timeout"] = timeout
         self._loader = DataLoader(
             view,
-            batch_sampler=batch_sampler,
+            batch_sampler=_Noted(batch_sampler, self._asked),
             num_workers=workers,
             collate_fn=_as_it_is,
             generator=torch.Generator(),  # it draws a seed that nobody uses; not from the generator of the model
@@ -278,8 +309,10 @@ class Loader:
         Raises:
             DataError: an image that cannot be used, or a reading process that died.
         """
+        self._asked.clear()
         try:
             for batch in self._loader:
+                self._asked.popleft()
                 if isinstance(batch, Exception):
                     raise batch
                 yield _unpacked(batch)
@@ -287,10 +320,40 @@ class Loader:
             if not _is_broken_pipe(error) or not self.workers:
                 raise
             reason = (str(error) or type(error).__name__).splitlines()[0]
+            if "timed out after" in reason:
+                raise DataError(
+                    f"reading images hangs: {reason.removeprefix('DataLoader ')} ({self._awaited()}); look at the disk "
+                    f"or network they lie on"
+                ) from error
             raise DataError(
-                f"a process that reads images died ({reason}): out of memory, killed, or begun by a script that lacks "
-                f"`if __name__ == '__main__':`; try --workers 0"
+                f"a process that reads images died ({reason}; {self._awaited()}): out of memory, killed, or begun by a "
+                f"script that lacks `if __name__ == '__main__':`; try --workers 0"
             ) from error
+
+    def _awaited(self) -> str:
+        """Which images the batch that did not come was to have."""
+        keys = self._asked[0] if self._asked else []
+        indices = [key[1] if isinstance(key, tuple) else key for key in keys]
+        names = self.view.names
+        if not indices:
+            return "no batch was awaited"
+        more = f" and {len(indices) - 1:,} more" if len(indices) > 1 else ""
+        return f"awaited was the batch of {name_of(names[indices[0]])}{more}"
+
+
+class _Noted:
+    """The keys of batches, each also noted when it is handed out: the loader hands them back in the same order."""
+
+    def __init__(self, batches: Any, noted: deque[Any]) -> None:
+        self.batches, self.noted = batches, noted
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Any]:
+        for keys in self.batches:
+            self.noted.append(keys)
+            yield keys
 
 
 def train_loader(
@@ -304,17 +367,28 @@ def train_loader(
     pin_memory: bool = False,
     divisor: int = 32,
     ranks: Ranks = ALONE,
+    window: int = WINDOW,
+    cache: str = "",
+    timeout: float = TIMEOUT,
 ) -> Loader:
     """Shuffled, augmented batches; ``loader.batch_sampler.start(epoch, batch)`` says where the next iteration begins.
 
     ``workers=-1`` decides by the data and the machine. Sides of batches of pictures with objects are multiples of
     `divisor`. `batch` counts the images of all processes; this one loads its share of them.
 
+    Images in shards come in an order that goes from shard to shard: samples are mixed among as many neighbouring shards
+    as hold `window` of them. `cache` is a folder for copies of whole shards. A batch that takes longer than `timeout`
+    seconds to come from reading processes is an error.
+
     Raises:
         ConfigError: an augmentation that needs masks, and objects that have boxes alone; a batch that the processes
             cannot share evenly.
     """
     view: TrainView | SceneView | AnnotatedView
+    if cache and not isinstance(images, Images):
+        raise ConfigError("only shards are cached, and these pictures are files; leave out --cache")
+    if cache and isinstance(images, Images):
+        images = images.cached(cache)
     if isinstance(images, Annotated) and isinstance(augment, ObjectAugment):
         view = AnnotatedView(images, augment, seed, max_bad, divisor=divisor)
     elif isinstance(images, Scenes) and isinstance(augment, JointAugment):
@@ -323,17 +397,33 @@ def train_loader(
         view = TrainView(images, augment, seed, max_bad)
     else:
         raise TypeError("objects go with ObjectAugment, pictures with masks with JointAugment, labels with Augment")
-    batches = EpochBatches(len(images), batch, seed, ranks=ranks)
-    return Loader(view, batches, _workers(workers, images), pin_memory=pin_memory)
+    order = None
+    if isinstance(images, Images) and images.encoded is not None and images.rows is not None:
+        order = images.encoded.order(images.rows, window)
+    repeats = augment.config.repeats if isinstance(augment, Augment) else 1
+    batches = EpochBatches(len(images), batch, seed, ranks=ranks, order=order, repeats=repeats)
+    return Loader(view, batches, _workers(workers, images), pin_memory=pin_memory, timeout=timeout)
 
 
 def eval_loader(
-    images: Images, preprocess: Preprocess, *, batch: int, workers: int = -1, pin_memory: bool = False
+    images: Images,
+    preprocess: Preprocess,
+    *,
+    batch: int,
+    workers: int = -1,
+    pin_memory: bool = False,
+    timeout: float = TIMEOUT,
+    ranks: Ranks = ALONE,
 ) -> Loader:
-    """All images in their order, resized; the first that cannot be read ends it with a `DataError`."""
+    """All images in their order, resized; the first that cannot be read ends it with a `DataError`.
+
+    Each of several processes gets every so many-th batch; the batches are the same for any number of processes.
+    """
     places = list(range(len(images)))
-    batches = [places[start : start + batch] for start in range(0, len(places), batch)]
-    return Loader(EvalView(images, preprocess), batches, _workers(workers, images), pin_memory=pin_memory)
+    batches = [places[start : start + batch] for start in range(0, len(places), batch)][ranks.rank :: ranks.world]
+    return Loader(
+        EvalView(images, preprocess), batches, _workers(workers, images), pin_memory=pin_memory, timeout=timeout
+    )
 
 
 def _workers(asked: int, images: Images | Scenes | Annotated) -> int:
@@ -352,8 +442,12 @@ def _answer(make: Any, keys: Sequence[Any]) -> Batch | DataError:
 
 
 def _read_each(images: Images, indices: np.ndarray, finish: Any, *, lenient: bool) -> Batch:
-    made = [(lambda index=index: finish(images.read(index), index)) for index in indices.tolist()]
-    done, kept, bad = _make_each(made, [(images.names[index],) for index in indices], lenient=lenient)
+    sources = images.sources(indices.tolist())  # bytes of all of them are asked for together
+    made = [
+        (lambda source=source, index=index, place=place: finish(images.decoded(source, index), place))
+        for place, (source, index) in enumerate(zip(sources, indices.tolist(), strict=True))
+    ]
+    done, kept, bad = _make_each(made, [(images.names[index],) for index in indices.tolist()], lenient=lenient)
     return _labelled(images, torch.stack(done), indices[kept], bad)
 
 
@@ -384,7 +478,7 @@ def _labelled(images: Images, pixels: Tensor, indices: np.ndarray, bad: Sequence
 def _is_broken_pipe(error: Exception) -> bool:
     """Whether a reading process is gone; an error *in* one comes as "Caught ... in DataLoader worker process"."""
     if isinstance(error, RuntimeError):
-        return "DataLoader worker (pid" in str(error)
+        return "DataLoader worker (pid" in str(error) or str(error).startswith("DataLoader timed out")
     return not str(error).startswith("Caught ")
 
 

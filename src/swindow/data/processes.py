@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+from collections.abc import Mapping
 from multiprocessing.context import BaseContext
 
 import torch
@@ -24,16 +25,21 @@ def context() -> BaseContext:
 
 
 def cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Processor cores that this process may use: its share of them, where torchrun started several on this machine."""
+    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(here // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1)
 
 
-def start_quietly(_worker: int = 0) -> None:
+def start_quietly(_worker: int = 0, environment: Mapping[str, str] | None = None) -> None:
     """What a reading process does first: one thread, and no opinion of its own about stopping.
+
+    The server that it comes from may be older than the environment of this program (credentials, endpoints), which is
+    therefore handed on.
 
     Ctrl-C and a polite kill reach the whole group; the main process finishes its step and saves, for which it may need
     one more batch. A reader that nobody stops by then goes by itself.
     """
+    os.environ.update(environment or {})
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "alarm"):

@@ -8,6 +8,7 @@ import numpy as np
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MASK = 2**64 - 1
+VARIANT = 2**32  # above every epoch: the draws of an image's second variant are those of an epoch that never comes
 _ORDER = 0x6F72646572  # keeps the shuffle apart from the samples' own draws
 
 
@@ -26,6 +27,17 @@ def sample_seed(seed: int, epoch: int, index: int) -> int:
 def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
     """The numbers 0..count-1 in the order of one epoch."""
     return np.argsort(sample_seeds(seed ^ _ORDER, epoch, np.arange(count)), kind="stable")
+
+
+def repeated(order: np.ndarray, repeats: int, batch: int) -> tuple[np.ndarray, np.ndarray]:
+    """As many indices as `order` has, of its first ones, each `repeats` times; and which variant each of them is.
+
+    The variants of an image lie a part of a batch apart: neighbours, which are mixed, are different images.
+    """
+    group = max(batch // repeats, 1)
+    block, inside = np.divmod(np.arange(len(order)), group * repeats)
+    variant, place = np.divmod(inside, group)
+    return order[(block * group + place) % len(order)], variant
 
 
 def uniforms(seeds: np.ndarray, draws: int) -> np.ndarray:

@@ -25,9 +25,11 @@ class DataSource:
 
     source: str
     kind: str
-    """folder, idx, table, torchvision or digits; masks, volumes, ade20k, cityscapes or voc; coco, voc-boxes or yolo."""
-    task: Literal["classify", "segment", "detect"]
+    """folder, idx, table, torchvision or digits; masks, volumes, ade20k, cityscapes or voc; coco, voc-boxes or yolo;
+    pictures, which need no labels."""
+    task: Literal["classify", "segment", "detect", "pretrain"]
     classes: tuple[str, ...]
+    """None to pretrain, whatever labels there are."""
     channels: int
     image_size: tuple[int, int]
     """Height and width of a typical image (their medians)."""
@@ -58,8 +60,11 @@ class DataSource:
         if self.task == "detect":
             task = "detection"
         count = len(self.classes)
+        classes = f"{task}, {count} class{'es' if count != 1 else ''}"
+        if self.task == "pretrain":
+            classes = "pretraining without labels"
         return (
-            f"{self.source} ({self.kind}): {task}, {count} class{'es' if count != 1 else ''}, {' / '.join(parts)} "
+            f"{self.source} ({self.kind}): {classes}, {' / '.join(parts)} "
             f"{colour} {what} of about {height} × {width}{self._cases()}{self._objects()}; {self.split_note}"
             + (f"; {self.note}" if self.note else "")
         )

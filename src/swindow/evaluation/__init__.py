@@ -15,6 +15,7 @@ from swindow.evaluation.classification import Evaluation, judge_classifier
 from swindow.evaluation.confusions import Confusion
 from swindow.evaluation.detection import DetectionEvaluation, FoundScore, ObjectScore
 from swindow.evaluation.finding import judge_detector
+from swindow.evaluation.painting import Painted, PaintedScore, PaintingEvaluation, judge_painter, paint
 from swindow.evaluation.pixels import judge_segmenter
 from swindow.evaluation.segmentation import CaseScore, ImageScore, SegmentationEvaluation
 from swindow.images import LIMITS, ImageLimits
@@ -32,12 +33,16 @@ __all__ = [
     "FoundScore",
     "ImageScore",
     "ObjectScore",
+    "Painted",
+    "PaintedScore",
+    "PaintingEvaluation",
     "SegmentationEvaluation",
     "evaluate",
     "open_split",
+    "paint",
 ]
 
-AnyEvaluation = Evaluation | SegmentationEvaluation | DetectionEvaluation
+AnyEvaluation = Evaluation | SegmentationEvaluation | DetectionEvaluation | PaintingEvaluation
 """What they share: split, classes, count, score, score_name, figures(), summary(), table()."""
 
 
@@ -70,7 +75,10 @@ def evaluate(
     Hausdorff distances are taken, by default where the data has a background, as medical data does. Of a detector at
     most `batch` images are asked at a time, and fewer large ones; `objects` says what is done with annotations that are
     not as they should be, by default as the run was trained. Hits, misses and the confusion are of detections with a
-    score of at least `threshold`, by default the one with the best F1 over these very images; AP needs none.
+    score of at least `threshold`, by default the one with the best F1 over these very images; AP needs none. Of a model
+    that is pretrained, parts of every image are hidden, always the same ones, and what it paints there is compared.
+
+    The processes `ranks` share the images, and each gets the result; all of them must ask, of the same model.
 
     Raises:
         DataError: an image or mask that cannot be read, no such split, or classes that the model does not have.
@@ -93,12 +101,18 @@ def evaluate(
     if not len(images):
         raise DataError(f"the {split} split has no images; there is nothing to evaluate")
     _refuse_other_task(asked, images)
+    if isinstance(images, Images) and asked.model.task == "pretrain":
+        return judge_painter(asked, images, split=split, batch=batch, workers=workers, progress=progress)
     if isinstance(images, Images):
-        return judge_classifier(asked, images, split=split, batch=batch, workers=workers, progress=progress)
+        return judge_classifier(
+            asked, images, split=split, batch=batch, workers=workers, progress=progress, ranks=ranks
+        )
     if isinstance(images, Annotated):
-        return judge_detector(asked, images, split=split, batch=batch, threshold=threshold, progress=progress)
+        return judge_detector(
+            asked, images, split=split, batch=batch, threshold=threshold, progress=progress, ranks=ranks
+        )
     views = views or from_dict(Views, _settings(model)[1].get("views", {}))
-    return judge_segmenter(asked, images, split=split, views=views, surfaces=surfaces, progress=progress)
+    return judge_segmenter(asked, images, split=split, views=views, surfaces=surfaces, progress=progress, ranks=ranks)
 
 
 def open_split(
@@ -191,9 +205,9 @@ def _chosen(source: DataSource, split: str | None) -> tuple[str, Images | Scenes
     return ("all" if list(source.splits()) == ["train"] else split), images
 
 
-def _task(asked: ReadyModel) -> Literal["classify", "segment", "detect"]:
-    task = asked.model.task
-    return "segment" if task == "segment" else "detect" if task == "detect" else "classify"
+def _task(asked: ReadyModel) -> Literal["classify", "segment", "detect", "pretrain"]:
+    task: Any = asked.model.task
+    return task
 
 
 def _refuse_other_task(asked: ReadyModel, images: Images | Scenes | Annotated) -> None:
@@ -204,5 +218,7 @@ def _refuse_other_task(asked: ReadyModel, images: Images | Scenes | Annotated) -
         "segment": "masks; give a segmentation model",
         "detect": "objects; give a detector",
     }
-    if wanted != given:
+    if wanted == "pretrain" and given != "classify":
+        raise ConfigError(f"{asked.model.config.name} paints plain images; open the data to pretrain, or name it")
+    if wanted not in (given, "pretrain"):
         raise ConfigError(f"{asked.model.config.name} is to {wanted} and the data is to {given}: it has {has[given]}")

@@ -10,8 +10,10 @@ from torch import Tensor
 
 from swindow.data import Images, align_classes
 from swindow.data.loading import eval_loader
+from swindow.distributed import ALONE, Ranks
 from swindow.errors import TrainingDiverged
 from swindow.evaluation.confusions import Confusion, listed, percent
+from swindow.evaluation.sharing import gathered
 from swindow.inference import ReadyModel
 from swindow.metrics import ClassificationMetrics, ClassScore, class_scores
 from swindow.progress import Progress
@@ -103,16 +105,16 @@ class Evaluation:
 
 
 def judge_classifier(
-    asked: ReadyModel, images: Images, *, split: str, batch: int, workers: int, progress: Progress
+    asked: ReadyModel, images: Images, *, split: str, batch: int, workers: int, progress: Progress, ranks: Ranks = ALONE
 ) -> Evaluation:
-    """Ask a classifier about every image, and compare.
+    """Ask a classifier about every image, and compare; each of several processes asks about its share of the batches.
 
     Raises:
         DataError: an image that cannot be read, or classes that the model does not have.
         TrainingDiverged: the model answers with numbers that are not finite.
     """
     labels = _labels(images, asked.classes)
-    answers = _ask(asked, images, batch=batch, workers=workers, progress=progress, title=split)
+    answers = _finite(_ask(asked, images, batch, workers, progress, split, ranks), images)
     metrics = ClassificationMetrics(len(asked.classes))
     metrics.update(answers, labels)
     figures = metrics.compute()
@@ -127,16 +129,32 @@ def judge_classifier(
     )
 
 
-def _ask(asked: ReadyModel, images: Images, *, batch: int, workers: int, progress: Progress, title: str) -> Tensor:
+def _ask(
+    asked: ReadyModel, images: Images, batch: int, workers: int, progress: Progress, title: str, ranks: Ranks
+) -> Tensor:
     """Logits of every image, each in its own row."""
     logits = torch.full((len(images), len(asked.classes)), torch.nan)
-    progress.begin(f"evaluate {title}", len(images))
-    try:
-        for part in eval_loader(images, asked.preprocess, batch=batch, workers=workers):
-            logits[torch.as_tensor(part.indices)] = asked.logits(part.images)
-            progress.advance(len(part.labels))
-    finally:
-        progress.end()
+
+    def ask() -> tuple[Tensor, Tensor]:
+        rows = []
+        progress.begin(f"evaluate {title}", len(images))
+        try:
+            for part in eval_loader(images, asked.preprocess, batch=batch, workers=workers, ranks=ranks):
+                rows.append(torch.as_tensor(part.indices))
+                logits[rows[-1]] = asked.logits(part.images)
+                progress.advance(len(part.labels) * ranks.world)  # the others are about as far
+        finally:
+            progress.end()
+        mine = torch.cat(rows) if rows else torch.zeros(0, dtype=torch.int64)
+        return mine, logits[mine]
+
+    for rows, answers in gathered(ranks, ask):
+        logits[rows] = answers
+    return logits
+
+
+def _finite(logits: Tensor, images: Images) -> Tensor:
+    """The logits, if all are numbers."""
     unanswered = torch.nonzero(~logits.isfinite().all(dim=1)).flatten().tolist()
     if unanswered:
         raise TrainingDiverged(

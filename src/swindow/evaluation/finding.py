@@ -6,15 +6,17 @@ its pictures covers is asked for nothing. Of a picture nothing is kept but boxes
 
 import functools
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 
 from swindow.data import Annotated, align_classes
 from swindow.data.legends import palette
+from swindow.distributed import ALONE, Ranks
 from swindow.errors import DataError, TrainingDiverged
 from swindow.evaluation.detection import DetectionEvaluation, FoundScore, object_scores
 from swindow.evaluation.reading import read_ahead
+from swindow.evaluation.sharing import gathered, share_of_rows
 from swindow.images import name_of
 from swindow.inference import ReadyModel
 from swindow.metrics import Counts, DetectionMetrics, ObjectMatches
@@ -27,9 +29,16 @@ Pair = tuple[int, Tensor, Objects]
 
 
 def judge_detector(
-    asked: ReadyModel, images: Annotated, *, split: str, batch: int, threshold: float | None, progress: Progress
+    asked: ReadyModel,
+    images: Annotated,
+    *,
+    split: str,
+    batch: int,
+    threshold: float | None,
+    progress: Progress,
+    ranks: Ranks = ALONE,
 ) -> DetectionEvaluation:
-    """Ask a detector about every picture, and compare with its objects.
+    """Ask a detector about every picture, and compare with its objects; each of several processes judges its share.
 
     Raises:
         DataError: a picture or annotation that cannot be read, classes that the model does not have, or no object.
@@ -37,21 +46,27 @@ def judge_detector(
     """
     order = align_classes(images.classes, asked.classes)
     tally = _Tally(images.aligned(order, asked.classes), asked, judged=tuple(sorted(set(order.tolist()))))
-    progress.begin(f"evaluate {split}", len(images))
-    try:
-        for group in _groups(tally.images, asked, batch):
-            for (index, _, objects), found in zip(group, _found(asked, tally.images, group), strict=True):
-                tally.add(index, objects, found)
-                progress.advance(1)
-    finally:
-        progress.end()
+    rows = share_of_rows(len(images), ranks)
+
+    def judge() -> tuple[DetectionMetrics, ObjectMatches, list[int]]:
+        progress.begin(f"evaluate {split}", len(rows))
+        try:
+            for group in _groups(tally.images, asked, batch, rows):
+                for (index, _, objects), found in zip(group, _found(asked, tally.images, group), strict=True):
+                    tally.add(index, objects, found)
+                    progress.advance(1)
+        finally:
+            progress.end()
+        return tally.metrics, tally.matches, tally.rows
+
+    tally.put_together(gathered(ranks, judge))
     return tally.result(split, threshold)
 
 
-def _groups(images: Annotated, asked: ReadyModel, batch: int) -> Iterator[list[Pair]]:
+def _groups(images: Annotated, asked: ReadyModel, batch: int, rows: Sequence[int]) -> Iterator[list[Pair]]:
     """Pictures to ask about together: at most `batch`, and as many as a canvas for all of them allows."""
     waiting: dict[bool, list[Pair]] = defaultdict(list)
-    for pair in read_ahead(images):
+    for pair in read_ahead(images, rows):
         tall = pair[1].shape[1] > pair[1].shape[2]
         group = [*waiting[tall], pair]
         height, width = asked.canvas([(pixels.shape[1], pixels.shape[2]) for _, pixels, _ in group])
@@ -96,6 +111,14 @@ class _Tally:
         self.metrics.update(objects, found, image_id=self.images.image_id(index))
         self.matches.update(objects, found)
         self.rows.append(index)
+
+    def put_together(self, parts: Sequence[tuple[DetectionMetrics, ObjectMatches, list[int]]]) -> None:
+        """Take what is known of the shares of a set for what is known of the whole."""
+        (self.metrics, self.matches, self.rows), *others = parts
+        for metrics, matches, rows in others:
+            self.metrics.extend(metrics)
+            self.matches.extend(matches)
+            self.rows += rows
 
     def result(self, split: str, threshold: float | None) -> DetectionEvaluation:
         """All of it.

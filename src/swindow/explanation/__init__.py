@@ -92,6 +92,11 @@ def explain(
     if isinstance(image, (str, Path)) and volume_suffix(image):
         raise DataError(f"{name_of(image)}: is a volume or an array, and one picture is explained; save a slice as PNG")
     one = ready(model_or_path, device=device, precision="fp32")
+    if one.model.task == "pretrain":
+        raise ConfigError(
+            f"{one.model.config.name} is pretrained: it gives no answer to explain; fine-tune from it with "
+            "swindow train DATA --weights RUN"
+        )
     photo = read_image(image, channels=one.model.config.in_channels, intensity=one.preprocess.intensity)
     size_of_photo = (photo.shape[1], photo.shape[2])
     one = dataclasses.replace(one, preprocess=_sized(one.preprocess, size, size_of_photo))

@@ -5,7 +5,7 @@ strides of their maps and the backbone's config. A head has `forward(pyramid)`, 
 `decode(outputs, size)` and `right(outputs, targets)`.
 """
 
-from swindow.heads import cascade, classify, detr, mask_rcnn, retinanet, unet, upernet
+from swindow.heads import cascade, classify, detr, mask_rcnn, retinanet, simmim, unet, upernet
 from swindow.heads.cascade import CascadeMaskRcnnConfig
 from swindow.heads.classify import Classifier, ClassifierConfig, ClassifierOutputs
 from swindow.heads.detr import Detr, DetrConfig, DetrOutputs
@@ -15,12 +15,13 @@ from swindow.heads.rcnn_config import RcnnConfig
 from swindow.heads.regions import RegionConfig
 from swindow.heads.retinanet import RetinaNet, RetinaNetConfig, RetinaNetOutputs
 from swindow.heads.segment import SegmenterConfig, SegmenterOutputs
+from swindow.heads.simmim import Covered, SimMim, SimMimConfig, SimMimOutputs
 from swindow.heads.unet import UNet, UNetConfig
 from swindow.heads.upernet import UperNet, UperNetConfig
 
-HEADS = (classify, upernet, unet, detr, retinanet, mask_rcnn, cascade)
+HEADS = (classify, upernet, unet, detr, retinanet, mask_rcnn, cascade, simmim)
 
-Head = Classifier | UperNet | UNet | Detr | RetinaNet | Rcnn
+Head = Classifier | UperNet | UNet | Detr | RetinaNet | Rcnn | SimMim
 HeadConfig = (
     ClassifierConfig
     | UperNetConfig
@@ -29,6 +30,7 @@ HeadConfig = (
     | RetinaNetConfig
     | MaskRcnnConfig
     | CascadeMaskRcnnConfig
+    | SimMimConfig
 )
 
 __all__ = [
@@ -37,6 +39,7 @@ __all__ = [
     "Classifier",
     "ClassifierConfig",
     "ClassifierOutputs",
+    "Covered",
     "Detr",
     "DetrConfig",
     "DetrOutputs",
@@ -52,6 +55,9 @@ __all__ = [
     "RetinaNetOutputs",
     "SegmenterConfig",
     "SegmenterOutputs",
+    "SimMim",
+    "SimMimConfig",
+    "SimMimOutputs",
     "UNet",
     "UNetConfig",
     "UperNet",

@@ -51,12 +51,13 @@ class ClassificationMetrics:
         if num_classes < 2:
             raise ConfigError(f"num_classes is {num_classes}; metrics compare at least 2 classes")
         kinds = require("torchmetrics.classification", extra="train")
+        alone: dict[str, Any] = {"sync_on_compute": False}  # else it adds up what every process of a group was told
         parts: dict[str, Any] = {
-            "confusion": kinds.MulticlassConfusionMatrix(num_classes),
-            "calibration_error": kinds.MulticlassCalibrationError(num_classes, n_bins=BINS, norm="l1"),
+            "confusion": kinds.MulticlassConfusionMatrix(num_classes, **alone),
+            "calibration_error": kinds.MulticlassCalibrationError(num_classes, n_bins=BINS, norm="l1", **alone),
         }
         if num_classes > 5:
-            parts["top5"] = kinds.MulticlassAccuracy(num_classes, top_k=5, average="micro")
+            parts["top5"] = kinds.MulticlassAccuracy(num_classes, top_k=5, average="micro", **alone)
         self.parts = {name: part.to(device) for name, part in parts.items()}
         self.loss = torch.zeros((), dtype=torch.float64, device=device)
         self.count = 0

@@ -110,6 +110,18 @@ class DetectionMetrics:
         self.detections.append(self._of_detections(detections))
         self.sizes[image_id] = detections.size
 
+    def extend(self, other: "DetectionMetrics") -> None:
+        """Add the images of another, which have other ids.
+
+        Raises:
+            ConfigError: an image that was added before.
+        """
+        if both := self.sizes.keys() & other.sizes.keys():
+            raise ConfigError(f"image_id {min(both)} was added before; give each image another")
+        self.objects += other.objects
+        self.detections += other.detections
+        self.sizes |= other.sizes
+
     def compute(self) -> tuple[AveragePrecision, AveragePrecision | None]:
         """The figures of boxes, and those of masks where they are judged.
 

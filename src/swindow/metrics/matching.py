@@ -71,6 +71,14 @@ class ObjectMatches:
         met = truth[np.maximum(any_class, 0)] if len(truth) else np.zeros_like(any_class)
         self._met.append(np.where(any_class >= 0, met, np.where(any_class == NONE, self.num_classes, CROWD)))
 
+    def extend(self, other: "ObjectMatches") -> None:
+        """Add the images of another, after those that there are."""
+        self._objects += other._objects
+        self._scores += other._scores
+        self._labels += other._labels
+        self._right += other._right
+        self._met += other._met
+
     def best_threshold(self) -> float:
         """The score from which on detections give the best F1 over all objects; the highest of several."""
         scores, right = np.concatenate(self._scores), np.concatenate(self._right)

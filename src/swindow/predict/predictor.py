@@ -23,10 +23,11 @@ from swindow.predict.objects import Seen, detected
 from swindow.predict.pixels import Labelled, Opened, labelled
 from swindow.predict.volumes import Reading, Volume, checked_axis, open_picture, read_volume
 from swindow.rasters import InMemory
-from swindow.sliding import Segmenter, Views
+from swindow.sliding import Segmenter
+from swindow.views import Views
 
 READERS = 2
-"""Threads that read and resize while the model computes."""
+"""Threads that read and resize while the model computes, unless `Predictor.readers` says another number."""
 USUAL_BATCH = 32
 
 
@@ -41,7 +42,8 @@ class Predictor:
 
     Raises:
         CheckpointError: there is no usable checkpoint at the path.
-        ConfigError: a model without preprocessing, no such device or precision, views that this model cannot have.
+        ConfigError: a model without preprocessing or one that is pretrained alone, no such device or precision, views
+            that this model cannot have.
     """
 
     def __init__(
@@ -58,7 +60,9 @@ class Predictor:
         if batch is not None and batch < 1:
             raise ConfigError(f"batch is {batch}; it must be at least 1")
         self.asked = ready(model, device=device, precision=precision)
-        self.batch, self.limits, self._given_batch = batch or USUAL_BATCH, limits, batch
+        _refuse_painter(self.asked.model)
+        self.batch, self.limits, self.given_batch = batch or USUAL_BATCH, limits, batch
+        self.readers = READERS
         self.finds = self.asked.model.task == "detect"
         self.colours = colours_of(self.asked.classes, self.asked.model.colours)
         self.segmenter: Segmenter | None = None
@@ -100,9 +104,9 @@ class Predictor:
             for seen in self.seen(sources):
                 yield self.found(seen)
             return
-        pool = ThreadPoolExecutor(READERS)
+        pool = ThreadPoolExecutor(self.readers)
         try:
-            pictures = _ahead(pool, self._read, sources, depth=2 * self.batch)
+            pictures = ahead(pool, self._read, sources, depth=max(2 * self.batch, self.readers))
             while group := list(itertools.islice(pictures, self.batch)):
                 yield from self._answer(group)
         finally:
@@ -111,9 +115,9 @@ class Predictor:
     def labelled(self, sources: Iterable[Source | tuple[Path, ...]]) -> Iterator[Labelled]:
         """A segmenter's labels for every source, with the picture that they belong to; several files are channels."""
         assert self.segmenter is not None  # noqa: S101 - `stream` and `predict_files` ask
-        pool = ThreadPoolExecutor(READERS)
+        pool = ThreadPoolExecutor(self.readers)
         try:
-            yield from labelled(self.segmenter, _ahead(pool, self._open, sources, depth=READERS))
+            yield from labelled(self.segmenter, ahead(pool, self._open, sources, depth=self.readers))
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -133,10 +137,10 @@ class Predictor:
 
     def seen(self, sources: Iterable[Source]) -> Iterator[Seen]:
         """A detector's objects in every source, with the picture that they are in."""
-        pool = ThreadPoolExecutor(READERS)
+        pool = ThreadPoolExecutor(self.readers)
         try:
-            pictures = _ahead(pool, self._read_whole, sources, depth=READERS)
-            yield from detected(self.asked, pictures, self._given_batch, self.limits)
+            pictures = ahead(pool, self._read_whole, sources, depth=self.readers)
+            yield from detected(self.asked, pictures, self.given_batch, self.limits)
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -201,6 +205,14 @@ class Predictor:
             yield Prediction(source=name, classes=self.asked.classes, probabilities=probabilities.numpy())
 
 
+def _refuse_painter(model: Model) -> None:
+    if model.task == "pretrain":
+        raise ConfigError(
+            f"{model.config.name} is pretrained: it paints what is hidden and names nothing; fine-tune from it with "
+            "swindow train DATA --weights RUN, or see what it paints with swindow eval RUN --out FOLDER"
+        )
+
+
 def settings_of(path: str | Path) -> dict[str, Any]:
     """What ``config.toml`` says of the run that a path leads to; nothing if it is no run's."""
     path = Path(path)
@@ -208,8 +220,8 @@ def settings_of(path: str | Path) -> dict[str, Any]:
     return next((read_toml(file) for file in files if file.is_file()), {})
 
 
-def _ahead(pool: ThreadPoolExecutor, read: Callable[[Any], Any], sources: Iterable[Any], depth: int) -> Iterator[Any]:
-    """`read` of every source, in order, with at most `depth` in the works."""
+def ahead(pool: ThreadPoolExecutor, read: Callable[[Any], Any], sources: Iterable[Any], depth: int) -> Iterator[Any]:
+    """`read` of every source, in order, with at most `depth` in the works; `sources` are asked in this thread."""
     waiting: collections.deque[Any] = collections.deque()
     for source in sources:
         waiting.append(pool.submit(read, source))

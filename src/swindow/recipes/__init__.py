@@ -18,14 +18,34 @@ from swindow.errors import ConfigError, UnknownName
 from swindow.images import ImageLimits
 from swindow.model import MODELS, composition, field_names
 from swindow.recipes.classification import CLASSIFY
+from swindow.recipes.deit import DEIT
 from swindow.recipes.detection import DETECT
 from swindow.recipes.facts import Facts, Recipe
+from swindow.recipes.imagenet import IMAGENET
+from swindow.recipes.pretraining import PRETRAIN
 from swindow.recipes.segmentation import SEGMENT
 from swindow.settings import TrainConfig
 
-__all__ = ["CLASSIFY", "DETECT", "OF_TASK", "RECIPES", "SEGMENT", "Facts", "Recipe", "configure"]
+__all__ = [
+    "CLASSIFY",
+    "DEIT",
+    "DETECT",
+    "IMAGENET",
+    "OF_TASK",
+    "PRETRAIN",
+    "RECIPES",
+    "SEGMENT",
+    "Facts",
+    "Recipe",
+    "configure",
+]
 
-OF_TASK: dict[str, dict[str, Recipe]] = {"classify": CLASSIFY, "segment": SEGMENT, "detect": DETECT}
+OF_TASK: dict[str, dict[str, Recipe]] = {
+    "classify": CLASSIFY | IMAGENET | DEIT,
+    "segment": SEGMENT,
+    "detect": DETECT,
+    "pretrain": PRETRAIN,
+}
 RECIPES = {name: recipe for recipes in OF_TASK.values() for name, recipe in recipes.items()}
 
 
@@ -41,7 +61,8 @@ def configure(
     """Complete settings to train on `data`: the recipe's, with `changes` on top (nested values as dicts).
 
     ``auto`` takes the recipe by what the data is: fine-tuning when weights are given, else by image size; where images
-    have masks, by whether one class is a background.
+    have masks, by whether one class is a background. A recipe to pretrain makes that the task. With batch ``auto``, the
+    recipe's rates are those of its own batch, and follow the one that is found.
 
     Raises:
         ConfigError: no data named, or a setting that cannot be.
@@ -51,6 +72,8 @@ def configure(
         raise ConfigError("no data: name a folder, a table, a torchvision dataset or digits: swindow train digits")
     asked = {"model": model, "size": size, "channels": channels}
     changes |= {"data": data, "recipe": recipe, **{name: value for name, value in asked.items() if value is not None}}
+    if recipe in PRETRAIN and changes.get("task", "auto") == "auto":
+        changes["task"] = "pretrain"
     checked = merge(TrainConfig(), changes)  # types and names, before anything is derived from them
     facts = _facts(checked, changes)
     name = _fitting(facts, checked) if recipe == "auto" else recipe
@@ -59,7 +82,16 @@ def configure(
     if name not in OF_TASK[facts.task]:
         allowed = ", ".join(OF_TASK[facts.task])
         raise ConfigError(f"recipe {name} is not for data to {facts.task}; choose one of {allowed}, or auto")
-    return merge(RECIPES[name](facts), {**changes, "recipe": name, "channels": facts.channels})
+    proposed = RECIPES[name](facts)
+    if checked.batch == "auto":
+        proposed = _following(proposed)
+    return merge(proposed, {**changes, "recipe": name, "channels": facts.channels})
+
+
+def _following(proposed: TrainConfig) -> TrainConfig:
+    """The settings with rates that follow the batch, from what the recipe has for its own."""
+    images = proposed.optim.lr_images or proposed.images * proposed.optim.accumulate
+    return dataclasses.replace(proposed, optim=dataclasses.replace(proposed.optim, lr_images=images))
 
 
 def _facts(checked: TrainConfig, changes: Mapping[str, Any]) -> Facts:
@@ -70,7 +102,7 @@ def _facts(checked: TrainConfig, changes: Mapping[str, Any]) -> Facts:
         composition(asked["model"])
     known: dict[str, Any] = {}
     if checked.weights and asked["model"] is None:
-        known, fields = _of_weights(checked.weights)
+        known, fields = _of_weights(checked.weights, pretrain=checked.task == "pretrain")
     source = open_data(
         checked.data,
         channels=asked["channels"] or known.get("channels"),
@@ -94,6 +126,8 @@ def _facts(checked: TrainConfig, changes: Mapping[str, Any]) -> Facts:
         longest=max(source.image_size),
         model=asked["model"],
         size=asked["size"],
+        size_asked=changes.get("size") is not None,
+        teacher=checked.teacher,
         fields=fields,
         task=source.task,
         backbone=backbone,
@@ -110,13 +144,18 @@ def _object_side(pictures: Annotated) -> float:
     return float(((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).sqrt().median()) if len(boxes) else 0.0
 
 
-def _of_weights(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def _of_weights(path: str, *, pretrain: bool) -> tuple[dict[str, Any], dict[str, Any]]:
     """Model, size and channels of a checkpoint, and the fields that differ from the named model's.
 
-    Of a head these are the fields of its shape; what it costs to be wrong is the recipe's.
+    Of a head these are the fields of its shape; what it costs to be wrong is the recipe's. Of a pretrained model it is
+    the backbone that counts, unless it is to be pretrained further.
     """
     model = load(path)
-    config, usual = model.config, composition(model.config.name)
+    config = model.config
+    if config.head.task == "pretrain" and not pretrain:
+        body = config.name.removeprefix("simmim_")
+        config = dataclasses.replace(config, name=body, head=composition(body).head)
+    usual = composition(config.name)
     size = max(model.preprocess.size) if model.preprocess else None
     known = {"model": config.name, "size": size, "channels": config.in_channels}
     own = dataclasses.asdict(config.backbone)
@@ -124,6 +163,8 @@ def _of_weights(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
     if config.name in MODELS:
         shape = ["decoder_depths", "decoder_window", "decoder_block", "decoder_width", "decoder_norm"]
         shape += ["pools", "auxiliary_width"]
+        if config.head.task == "pretrain":
+            shape = ["mask_patch", "mask_ratio", "norm_target"]
         if config.head.task == "detect":
             shape = [name for name in field_names(config.head) if name not in ("num_classes", "masks")]
         own |= {name: found for name in shape if (found := _within(config.head, name)) is not None}
@@ -139,6 +180,8 @@ def _within(config: Any, name: str) -> Any:
 
 
 def _fitting(facts: Facts, checked: TrainConfig) -> str:
+    if facts.task == "pretrain":
+        return "simmim-few-photos"
     if facts.task == "detect":
         return "finetune-objects" if checked.weights else "few-objects"
     if facts.task == "segment":

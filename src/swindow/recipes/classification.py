@@ -14,6 +14,7 @@ def tiny_images(facts: Facts) -> TrainConfig:
     return TrainConfig(
         recipe="tiny-images",
         model=facts.model or "swin_nano",
+        fields=facts.fields,
         size=facts.size or facts.side,
         crop_ratio=1.0,
         epochs=epochs_of(facts, images=45_000, least=20),
@@ -34,7 +35,7 @@ def small_images(facts: Facts) -> TrainConfig:
     return TrainConfig(
         recipe="small-images",
         model=facts.model or "swin_nano",
-        fields={} if facts.model else {"patch": 4 if facts.side >= 28 else 2},
+        fields=facts.fields if facts.model else {"patch": 4 if facts.side >= 28 else 2},
         size=facts.size or facts.side,
         crop_ratio=1.0,
         epochs=epochs_of(facts, images=600_000, least=10),
@@ -54,7 +55,7 @@ def few_photos(facts: Facts) -> TrainConfig:
     return TrainConfig(
         recipe="few-photos",
         model=facts.model or "swin_micro",
-        fields={} if facts.model else {"patch": 4},
+        fields=facts.fields if facts.model else {"patch": 4},
         size=facts.size or 64,
         crop_ratio=1.0,
         epochs=epochs_of(facts, images=100_000, least=10),

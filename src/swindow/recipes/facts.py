@@ -25,10 +25,14 @@ class Facts:
     """The model that the user asked for, or that the weights to start from are of."""
     size: int | None = None
     """The input size that the user asked for, or that of the weights to start from."""
+    size_asked: bool = False
+    """Whether the user asked for it."""
+    teacher: str = ""
+    """The run or weights to learn from besides the labels."""
     fields: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Fields of the model that the weights to start from were trained with."""
     task: str = "classify"
-    """classify, segment where every pixel has a class, or detect where objects have boxes."""
+    """classify, segment where every pixel has a class, detect where objects have boxes, or pretrain without labels."""
     backbone: str | None = None
     """The variant whose classifier the weights to start from are, where the data is not for one."""
     background: bool = False

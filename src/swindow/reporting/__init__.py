@@ -16,9 +16,15 @@ from torch import Tensor
 from swindow.checkpoints.files import write_atomic
 from swindow.data import Annotated, Images, Scenes
 from swindow.errors import ConfigError, DataError
-from swindow.evaluation import AnyEvaluation, DetectionEvaluation, Evaluation, SegmentationEvaluation
+from swindow.evaluation import (
+    AnyEvaluation,
+    DetectionEvaluation,
+    Evaluation,
+    PaintingEvaluation,
+    SegmentationEvaluation,
+)
 from swindow.objects import Targets
-from swindow.reporting import classification, detection, segmentation
+from swindow.reporting import classification, detection, painting, segmentation
 from swindow.reporting.found import worst_sheet
 from swindow.reporting.page import read_metrics, run_title
 from swindow.reporting.progress import Answer, draw_progress, fixed_rows, forget_progress, read_progress, write_progress
@@ -58,7 +64,7 @@ def write_report(
 
     The page of a segmenter or detector shows pictures with what it sees in them: `answer` gives that for a row of
     `images`, at its size and in the model's classes, as classes of pixels or as `Detections`; it is asked about few of
-    them. What `write_progress` kept is shown as well.
+    them. Of a model that is pretrained it gives what it paints, as `Painted`. What `write_progress` kept is shown, too.
 
     Raises:
         DataError: `images` are not those that were evaluated.
@@ -73,6 +79,8 @@ def write_report(
             page = segmentation.run_page(run, evaluation, images, batch, seen, classes, facts, _needed(answer))
         case DetectionEvaluation(), Annotated():
             page = detection.run_page(run, evaluation, images, batch, seen, classes, facts, _needed(answer))
+        case PaintingEvaluation(), Images():
+            page = painting.run_page(run, evaluation, images, batch, facts, _needed(answer))
         case _:
             raise _unlike(evaluation, images)
     write_atomic(run / "report.html", page)
@@ -92,7 +100,8 @@ def write_evaluation(
     and, of a segmenter, ``per_image.csv`` and ``per_case.csv`` those of every image and case. Of a detector there are
     ``per_image.csv``, ``average_precision.csv``, ``precision_recall.csv`` with the points of its curves, and
     ``sheet.png`` with the images that have the most mistakes, and ``detections.json``, a COCO results file with the
-    data's own numbers of images and categories. Files of an earlier evaluation are replaced. `images`,
+    data's own numbers of images and categories. Of a model that is pretrained there are ``per_image.csv`` and a sheet
+    of what it paints. Files of an earlier evaluation are replaced. `images`,
     `answer` and `facts` are as in `write_report`.
 
     Raises:
@@ -113,14 +122,18 @@ def write_evaluation(
             page = detection.evaluation_page(title, evaluation, images, facts, finder)
             tables = detection.tables(evaluation)
             sheet = _png(worst_sheet(evaluation, detection.aligned(images, evaluation), finder))
+        case PaintingEvaluation(), Images():
+            painter = functools.cache(_needed(answer))
+            page = painting.evaluation_page(title, evaluation, images, facts, painter)
+            tables = painting.tables(evaluation)
+            sheet = _png(painting.painting_sheet(evaluation, painter))
         case _:
             raise _unlike(evaluation, images)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, rows in {
-            "per_class.csv": [dataclasses.asdict(row) for row in evaluation.per_class],
-            **tables,
-        }.items():
+        if not isinstance(evaluation, PaintingEvaluation):
+            tables["per_class.csv"] = [dataclasses.asdict(row) for row in evaluation.per_class]
+        for name, rows in tables.items():
             write_atomic(folder / name, _encoded(_csv(rows)))
         figures = json.dumps(evaluation.summary(), indent=1, ensure_ascii=False) + "\n"
         write_atomic(folder / "figures.json", _encoded(figures))
@@ -141,15 +154,16 @@ def _refuse_others(evaluation: AnyEvaluation, images: Images | Scenes | Annotate
 
 def _unlike(evaluation: AnyEvaluation, images: Images | Scenes | Annotated) -> ConfigError:
     return ConfigError(
-        f"{type(images).__name__} for a page of {type(evaluation).__name__}; give Images of a classifier's evaluation, "
-        "Scenes of a segmenter's and Annotated of a detector's"
+        f"{type(images).__name__} for a page of {type(evaluation).__name__}; give Images of a classifier's or a "
+        "painter's, Scenes of a segmenter's and Annotated of a detector's"
     )
 
 
 def _needed(answer: Answer | None) -> Answer:
     if answer is None:
         raise ConfigError(
-            "the page of a segmenter or detector shows its answers; give `answer`, which tells what is in a row's image"
+            "the page of a segmenter, detector or painter shows its answers; give `answer`, which tells what is in a "
+            "row's image"
         )
     return answer
 

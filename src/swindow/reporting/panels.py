@@ -40,18 +40,21 @@ def extremes_section(evaluation: SegmentationEvaluation, scenes: Scenes, answer:
     return section("Best, median and worst", note, key + "".join(groups))
 
 
-def course_section(courses: Sequence[Course], key: str, *, remark: str = "") -> str:
-    """The same images at successive steps under the `key` to their colours; nothing where a run kept none."""
+def course_section(courses: Sequence[Course], key: str, *, remark: str = "", truth: str = "truth") -> str:
+    """The same images at successive steps under the `key` to their colours; nothing where a run kept none.
+
+    `truth` is what the second picture of each is called.
+    """
     courses = [course for course in courses if course.answers]
     if not courses:
         return ""
     rows = []
     for course in courses:
-        shown = {"image": course.image, "truth": course.truth}
+        shown = {"image": course.image, truth: course.truth}
         shown |= {f"step {step:,}": course.answers[step] for step in evenly(list(course.answers), MOST_STEPS)}
         figures = [framed(_smaller(file), f"{course.name}: {name}", name, cls="photo") for name, file in shown.items()]
         rows.append(f'<h4>{text(short_name(course.name))}</h4><div class="pictures steps">{"".join(figures)}</div>')
-    note = f"What the model said about the same validation images as it learned.{remark}"
+    note = f"What the model made of the same validation images as it learned.{remark}"
     return section("The same images over time", note, key + "".join(rows))
 
 

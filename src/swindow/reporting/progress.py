@@ -2,8 +2,8 @@
 
 progress/names.json        what the images are called, in order
 progress/image/<n>.png     image n as it is
-progress/truth/<n>.png     with its true classes or objects over it
-progress/<step>/<n>.png    with the classes or objects that the model saw after so many steps
+progress/truth/<n>.png     with its true classes or objects over it; of a painter, with its hidden parts covered
+progress/<step>/<n>.png    with the classes or objects that the model saw, or what it painted, after so many steps
 """
 
 import io
@@ -15,26 +15,33 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from PIL import Image
 
 from swindow.checkpoints.files import write_atomic
-from swindow.data import Annotated, Scenes
+from swindow.data import Annotated, Images, Scenes
 from swindow.data.legends import RGB
 from swindow.errors import DataError
+from swindow.evaluation import Painted
 from swindow.objects import Detections
 from swindow.overlays import Labels, draw_detections, draw_objects, overlay, reduced
+from swindow.shapes import Pixels
+from swindow.sheets import thumbnail
 
 FOLDER, NAMES, IMAGE, TRUTH = "progress", "names.json", "image", "truth"
 MOST_IMAGES, MOST_STEPS = 8, 12
 SIDE = 160
 """Longest side of a picture, in pixels."""
 
+COVER = 214
+"""Grey value of what is hidden from a model."""
+
 SURE = 0.3
 """Score from which on detections are drawn."""
 
 Answer = Callable[[int], Any]
 """What a model sees in one image of a split, by its row and in the image's own pixels: `Labels` of pixels, or
-`Detections`."""
+`Detections`; of one that is pretrained `Painted`, at the model's size."""
 
 
 class Moment(NamedTuple):
@@ -56,10 +63,11 @@ class Course(NamedTuple):
     """By step, in rising order."""
 
 
-def fixed_rows(images: Scenes | Annotated, most: int = MOST_IMAGES) -> list[int]:
+def fixed_rows(images: Scenes | Annotated | Images, most: int = MOST_IMAGES) -> list[int]:
     """Rows to watch: as many parts of the split as there are images to show, and of each what shows the most classes.
 
-    Three images of a part are looked at, so that the choice does not fall on the empty end of a volume.
+    Three images of a part are looked at, so that the choice does not fall on the empty end of a volume. Of images
+    without masks or objects, the middle one of each part.
     """
     bounds = np.linspace(0, len(images), min(most, len(images)) + 1)
     rows = []
@@ -70,7 +78,12 @@ def fixed_rows(images: Scenes | Annotated, most: int = MOST_IMAGES) -> list[int]
 
 
 def draw_progress(
-    run: str | Path, step: int, images: Scenes | Annotated, rows: Sequence[int], answer: Answer, colours: Sequence[RGB]
+    run: str | Path,
+    step: int,
+    images: Scenes | Annotated | Images,
+    rows: Sequence[int],
+    answer: Answer,
+    colours: Sequence[RGB],
 ) -> None:
     """Ask about each of `rows` (see `fixed_rows`) and keep the answers as pictures; `images` have the model's classes.
 
@@ -79,11 +92,13 @@ def draw_progress(
     Raises:
         DataError: as `write_progress`.
     """
-    draw: Any = _scene if isinstance(images, Scenes) else _found
+    draw: Any = _scene if isinstance(images, Scenes) else _found if isinstance(images, Annotated) else _painted
     write_progress(run, step, [draw(images, row, answer(row), colours) for row in rows])
 
 
-def _classes(images: Scenes | Annotated, row: int) -> np.ndarray:
+def _classes(images: Scenes | Annotated | Images, row: int) -> np.ndarray:
+    if isinstance(images, Images):
+        return np.zeros(1, np.int64)
     return np.unique(images.mask(row).numpy() if isinstance(images, Scenes) else images.labels(row))
 
 
@@ -99,6 +114,16 @@ def _found(images: Annotated, row: int, answer: Detections, colours: Sequence[RG
     there = draw_objects(pixels, truth.boxes, truth.labels, None, truth.masks, **how)
     said = draw_detections(pixels, answer[answer.scores >= SURE], **how)
     return Moment(images.names[row], reduced(pixels, SIDE), there, said)
+
+
+def _painted(images: Images, row: int, answer: Painted, colours: Sequence[RGB]) -> Moment:
+    pictures = [thumbnail(pixels, SIDE) for pixels in (answer.image, covered(answer), answer.completed)]
+    return Moment(images.names[row], *pictures)
+
+
+def covered(painted: Painted) -> Pixels:
+    """What a model sees of an image: grey where it is hidden."""
+    return torch.where(painted.hidden, torch.full_like(painted.image, COVER), painted.image)
 
 
 def write_progress(run: str | Path, step: int, moments: Sequence[Moment]) -> None:
