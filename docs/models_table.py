@@ -23,6 +23,7 @@ from swindow.heads import (
     RegionConfig,
     RetinaNetConfig,
     SegmenterConfig,
+    SimMimConfig,
     UNetConfig,
     UperNetConfig,
 )
@@ -40,6 +41,7 @@ or, for Microsoft's and OpenMMLab's, against an independent model of their names
 
 [Segmenters](#segmenters) put a UPerNet or a U-Net decoder behind any of them: `upernet_swin_tiny`, `unet_swin_micro`.
 [Detectors](#detectors) put a Mask R-CNN, a cascade, a RetinaNet or a DETR there: `mask_rcnn_swin_tiny`.
+[Painters](#pretraining-without-labels) teach a backbone without labels: `simmim_swin_tiny`.
 
 This page is written by `python docs/models_table.py`.
 """
@@ -82,6 +84,16 @@ FINDERS = (
     *("mask_rcnn_resnet_50", "mask_rcnn_vit_base", "retinanet_swin_tiny", "retinanet_resnet_50"),
     *("detr_resnet50", "detr_resnet101", "detr_swin_tiny"),
 )
+PAINTERS = """
+## Pretraining without labels
+
+Any Swin, Swin V2, ViT or DeiT above after `simmim_` ([Xie et al. 2022](https://arxiv.org/abs/2111.09886)) learns to
+paint what is hidden of images: [how](pretrain.md). Its backbone is an ordinary one. `swindow models 'simmim_*'` lists
+and counts all. Formats: {formats}.
+
+| field | default | |
+|---|---|---|
+"""
 FIELDS = """
 ### Fields of their heads
 
@@ -126,6 +138,7 @@ def page() -> str:
     parts.append("\n### Their fields\n\n`regions.…` are fields of the proposals: `--fields regions.scales 4`.\n")
     for title, head, before in DETECTOR_FIELDS:
         parts.append(f"| {title} | default | |\n|---|---|---|\n" + "\n".join(field_rows(head, before)) + "\n")
+    parts.append(PAINTERS.format(formats=formats("swin", "simmim")) + "\n".join(field_rows(SimMimConfig)))
     return "\n".join(parts).rstrip() + "\n"
 
 

@@ -14,6 +14,7 @@ from swindow.distributed import ALONE, joined
 from swindow.errors import DataError
 from swindow.evaluation import evaluate
 from swindow.inference import ReadyModel
+from swindow.model import build
 from swindow.preprocess import Preprocess
 from swindow.sliding import Views
 from tiny_families import tiny_of
@@ -44,15 +45,26 @@ def _classes(ranks: Any, *, count: int = 29) -> tuple[dict[str, Any], list[Any]]
     torch.nn.init.normal_(model.head.linear.weight, std=1.0)
     model.preprocess = Preprocess(size=(16, 16), mean=(0.5,) * 3, std=(0.2,) * 3)
     model.classes = tuple("abcde")
-    images = Images(
+    found = evaluate(model, _images(count, model.classes), batch=4, ranks=ranks)
+    return found.summary(), [found.probabilities.tolist(), found.labels.tolist(), found.names]
+
+
+def _images(count: int, classes: tuple[str, ...]) -> Images:
+    return Images(
         names=[f"image{number}" for number in range(count)],
         labels=torch.randint(5, (count,)).numpy(),
-        classes=model.classes,
+        classes=classes,
         channels=3,
         pixels=torch.randint(256, (count, 3, 20, 24), dtype=torch.uint8),
     )
-    found = evaluate(model, images, batch=4, ranks=ranks)
-    return found.summary(), [found.probabilities.tolist(), found.labels.tolist(), found.names]
+
+
+def _painting(ranks: Any) -> tuple[dict[str, Any], list[Any]]:
+    shape = {"dim": 8, "depths": (1, 1), "num_heads": (1, 2), "window": 4, "patch": 2}
+    model = build("simmim_swin_micro", **shape, mask_patch=4)
+    model.preprocess = Preprocess(size=(16, 16), mean=(0.5,) * 3, std=(0.2,) * 3)
+    found = evaluate(model, _images(11, tuple("abcde")), batch=4, ranks=ranks)
+    return found.summary(), list(found.per_image)
 
 
 def _pixels(ranks: Any, *, cases: str = "aabbbca", bad: int = -1) -> tuple[dict[str, Any], list[Any]]:
@@ -91,4 +103,4 @@ def _objects(ranks: Any, *, images: int = 12, bad: int = -1) -> tuple[dict[str, 
     return found.summary(), [found.confusion.tolist(), found.per_image, found.threshold, rows]
 
 
-KINDS = {"classes": _classes, "pixels": _pixels, "objects": _objects}
+KINDS = {"classes": _classes, "painting": _painting, "pixels": _pixels, "objects": _objects}

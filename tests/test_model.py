@@ -74,6 +74,7 @@ def test_models_are_listed_by_shell_pattern() -> None:
         "detr_swin_nano",
         "mask_rcnn_swin_nano",
         "retinanet_swin_nano",
+        "simmim_swin_nano",
         "swin_nano",
         "unet_swin_nano",
         "upernet_swin_nano",

@@ -108,6 +108,7 @@ class Ranks:
 ALONE = Ranks()
 
 _GROUPS: list[Any] = []
+_torch: Any = dist  # whose types leave out half of what is documented
 
 
 def _talk() -> Any:
@@ -174,12 +175,27 @@ def joined() -> Iterator[Ranks]:
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         torch.cuda.set_device(ranks.local)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=PATIENCE)
+    store = _fresh(next(iter(_torch.rendezvous("env://", timeout=PATIENCE)))[0])
+    kinds = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
+    dist.init_process_group(kinds, store=store, rank=ranks.rank, world_size=ranks.world, timeout=PATIENCE)
     try:
         yield ranks
     finally:
         _GROUPS.clear()
         dist.destroy_process_group()
+
+
+def _fresh(store: Any) -> Any:
+    """The place where processes find each other's addresses, without those of an earlier attempt.
+
+    Torchrun keeps one store for all its attempts, and who reads the address of a process that is gone waits for it
+    until the timeout. Several machines count attempts each for itself: there torchrun is to make new stores
+    (``TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1``, docs/scale.md).
+    """
+    if os.environ.get("GROUP_WORLD_SIZE") != "1":
+        return store
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return _torch.PrefixStore(f"attempt {attempt}", store)
 
 
 def parallelize(

@@ -78,7 +78,9 @@ def train(config: TrainConfig, *, resume: bool = False, progress: Progress | Non
     """
     with joined() as ranks:
         progress = (progress or watcher()) if ranks.is_first else Silent()
-        resume = resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+        # Each machine counts its own restarts, and one that has none may be the first.
+        again = resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+        resume = bool(ranks.highest(int(again)))
         out = ranks.first_of(config.out or default_out(config, resume=resume))
         try:
             return _train(dataclasses.replace(config, out=out), resume, progress, ranks)

@@ -91,9 +91,10 @@ class Damage:
         else:
             path.write_bytes(self._damaged(before))
         yield self.kind == "delete" or path.read_bytes() != before
-        path.write_bytes(before)
-        if self.other:
-            (folder / self.other).write_bytes(beside)
+        if folder.is_dir() and path.parent.is_dir():  # or somebody has cleared it away
+            path.write_bytes(before)
+            if self.other:
+                (folder / self.other).write_bytes(beside)
 
     def _damaged(self, content: bytes) -> bytes:
         if self.kind == "cut":

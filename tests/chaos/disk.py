@@ -167,6 +167,9 @@ class Disk:
 
     _rmdir = _unlink
 
+    def _reopen(self, operation: Operation) -> None:
+        """To open what is there changes nothing."""
+
     def _sync(self, operation: Operation) -> None:
         node = self._node(operation.path)
         for write in self.writes:

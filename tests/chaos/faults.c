@@ -23,8 +23,8 @@
 #include <time.h>
 #include <unistd.h>
 
-enum kind { CREATE, WRITE, SYNC, RENAME, UNLINK, RMDIR, MKDIR, TRUNCATE, LINK, COPY };
-static const char *const NAMES[] = {"create", "write", "sync", "rename", "unlink", "rmdir", "mkdir", "truncate", "link", "copy"};
+enum kind { CREATE, WRITE, SYNC, RENAME, UNLINK, RMDIR, MKDIR, TRUNCATE, LINK, REOPEN };
+static const char *const NAMES[] = {"create", "write", "sync", "rename", "unlink", "rmdir", "mkdir", "truncate", "link", "reopen"};
 enum action { NOTHING, KILL, FAIL, HALF };
 
 struct board { /* the same in faults.py */
@@ -137,10 +137,10 @@ static void note(enum kind kind, const char *path, const char *other, long offse
         int yes = (flags & (O_CREAT | O_TRUNC)) && (flags & O_TMPFILE) != O_TMPFILE && concerns(full), file = -1;  \
         struct stat before;                                                                  \
         int known = yes && !stat(full, &before);                                             \
-        if (arrive(CREATE, yes) != FAIL) file = (real);                                      \
-        if (file >= 0 && yes && !known) note(CREATE, full, NULL, 0, NULL, 0);                \
-        if (file >= 0 && yes && known && flags & O_TRUNC) note(TRUNCATE, full, NULL, 0, NULL, 0); \
-        leave(CREATE, yes);                                                                  \
+        enum kind kind = !known ? CREATE : flags & O_TRUNC ? TRUNCATE : REOPEN;              \
+        if (arrive(kind, yes) != FAIL) file = (real);                                        \
+        if (file >= 0 && yes) note(kind, full, NULL, 0, NULL, 0);                            \
+        leave(kind, yes);                                                                    \
         file; })
 
 #define WITH_MODE(flags) va_list rest; va_start(rest, flags); mode_t mode = flags & (O_CREAT | O_TMPFILE) ? va_arg(rest, int) : 0; va_end(rest)

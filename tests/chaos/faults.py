@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 SOURCE = Path(__file__).with_name("faults.c")
-KINDS = ("create", "write", "sync", "rename", "unlink", "rmdir", "mkdir", "truncate", "link")
+KINDS = ("create", "write", "sync", "rename", "unlink", "rmdir", "mkdir", "truncate", "link", "reopen")
 ACTIONS = ("nothing", "kill", "fail", "half")
 
 

@@ -25,7 +25,9 @@ from swindow.run_folder import RunFolder
 from swindow.settings import TrainConfig
 from swindow.training import TrainResult, train
 
-STEPS, INTERVAL, PER_EPOCH = 24, 4, 6
+STEPS, INTERVAL = 22, 4
+NEEDED = ("torchmetrics", "torchvision.transforms.v2", "torch.distributed.checkpoint")
+"""What training imports late, and what takes long to."""
 CIRCUMSTANCES = ("seconds", "images_per_second", "origin")
 """What a saved state knows of time, and of where, with what and how far it was asked to go; all else must be equal."""
 Changes = Mapping[str, Any]
@@ -33,8 +35,8 @@ Changes = Mapping[str, Any]
 
 
 def settings(place: Path) -> TrainConfig:
-    """Pictures and settings of a training of a second: 24 steps in 4 epochs, saved every 4 steps and every epoch, and
-    slow enough at learning that its best weights are replaced again and again."""
+    """Pictures and settings of a training of a second: 22 steps of which 6 make an epoch, saved every 4 steps and every
+    epoch, and slow enough at learning that its best weights are replaced again and again."""
     return TrainConfig(
         data=str(_pictures(place / "pictures")),
         model="swin_micro",

@@ -53,21 +53,17 @@ def ours(asked: argparse.Namespace, lanes: Lanes, place: Path) -> dict[str, Call
     config = ours.settings(place)
     training = ours.training(config)
     assert isinstance(training.start, Forked)
-    import_what_is_needed(training.start, place / "first", Board(place / "first.board", place / "first"), place / "log")
+    board = Board(place / "first.board", place / "first")
+    import_what_is_needed(training.start, place / "first", board, place / "log", first=ours.NEEDED)
     saved = Saved(ours.newest, ours.step_of, ours.chosen)
     few, seed = asked.short, asked.seed
-    half = {"max_steps": 17}  # then saves at 18, 20 and 24, evaluations at 18 and 24, and the end
-    late = {"max_steps": 21}  # one save, one evaluation, the end
+    half = {"max_steps": ours.STEPS - 1}  # then a step, a commit, rotation, an evaluation, the best, the end
     return {
         "same-twice": partial(same_twice, training, lanes, count=2 if few else 20),
         "kills": partial(kills, training, lanes, count=6 if few else 200, seed=seed),
         "kills-with-workers": partial(kills, training, lanes, count=2 if few else 10, seed=seed, extra={"workers": 1}),
-        "crash-points": partial(
-            crash_points, training, lanes, half=late if few else half, every=40 if few else 1, strace=not few
-        ),
-        "power-loss": partial(
-            power_loss, training, lanes, half=late if few else half, count=16 if few else 600, seed=seed
-        ),
+        "crash-points": partial(crash_points, training, lanes, half=half, every=40 if few else 1, strace=not few),
+        "power-loss": partial(power_loss, training, lanes, half=half, count=16 if few else 600, seed=seed),
         "bit-rot": partial(
             bit_rot,
             training,
@@ -80,7 +76,7 @@ def ours(asked: argparse.Namespace, lanes: Lanes, place: Path) -> dict[str, Call
             seed=seed,
         ),
         "stops": partial(stops, training, lanes, count=3 if few else 60, seed=seed),
-        "io-errors": partial(io_errors, training, lanes, half=late, every=60 if few else 1),
+        "io-errors": partial(io_errors, training, lanes, half=half, every=60 if few else 1),
         "non-finite": partial(non_finite, config, lanes, count=4 if few else 100, diverging=1 if few else 4, seed=seed),
         "writers": partial(writers, training, lanes, races=1 if few else 20),
         "ranks": partial(ranks, config, Path(os.environ["LD_PRELOAD"]), lanes, kills=1 if few else 20, seed=seed),
@@ -93,6 +89,7 @@ def theirs(asked: argparse.Namespace, command: list[str], lanes: Lanes) -> dict[
     from chaos.io_errors import io_errors
     from chaos.kills import kills
     from chaos.power_loss import power_loss
+    from chaos.silent_rot import silent_rot
     from chaos.starting import Spawned
     from chaos.stops import stops
     from chaos.trial import Training, hash_of_files
@@ -110,6 +107,7 @@ def theirs(asked: argparse.Namespace, command: list[str], lanes: Lanes) -> dict[
         "power-loss": partial(power_loss, training, lanes, half={}, count=count, seed=seed),
         "stops": partial(stops, training, lanes, count=count, seed=seed),
         "io-errors": partial(io_errors, training, lanes, half={}),
+        "silent-rot": partial(silent_rot, training, lanes, flips=count, seed=seed),
         "writers": partial(writers, training, lanes, races=count),
     }
 

@@ -130,8 +130,11 @@ class Spawned:
         return Started(process.pid, log)
 
 
-def import_what_is_needed(start: Forked, run: Path, board: Board, log: Path) -> None:
-    """Train once in a copy, and import here what it imported, so that no later copy has to."""
+def import_what_is_needed(start: Forked, run: Path, board: Board, log: Path, *, first: Sequence[str] = ()) -> None:
+    """Train once in a copy, and import here what it imported, so that no later copy has to; `first` are known to be
+    needed, and spare that copy the most of it."""
+    for name in first:
+        importlib.import_module(name)
     names = log.with_suffix(".modules")
 
     def main(run: Path, board: Board, extra: Mapping[str, Any]) -> int:

@@ -72,8 +72,9 @@ def test_a_program_that_saves_with_care_passes():
 
 @needs_the_library
 def test_a_program_that_writes_over_its_last_state_is_found_out():
-    bars, status = of_careless("overwrite", "crash-points", "io-errors")
+    bars, status = of_careless("overwrite", "crash-points", "io-errors", "silent-rot")
     assert status == 1
+    assert not bars["silent-rot"]["passed"]
     assert not bars["crash-points"]["passed"]
     assert not bars["io-errors"]["passed"]
 

@@ -16,9 +16,9 @@ from chaos.starting import Forked
 from chaos.trial import Training, Trial, trial
 
 CALLS = {
-    "openat": "create",
-    "open": "create",
-    "creat": "create",
+    "openat": "open",
+    "open": "open",
+    "creat": "open",
     "write": "write",
     "pwrite64": "write",
     "writev": "write",
@@ -37,12 +37,14 @@ CALLS = {
     "rmdir": "rmdir",
     "mkdir": "mkdir",
     "mkdirat": "mkdir",
-    "ftruncate": "truncate",
-    "truncate": "truncate",
-    "fallocate": "truncate",
+    "ftruncate": "open",
+    "truncate": "open",
+    "fallocate": "open",
     "link": "link",
     "linkat": "link",
 }
+OURS = {"create": "open", "reopen": "open", "truncate": "open"}
+"""Kinds that strace does not tell apart."""
 _LINE = re.compile(r"(?:\d+ +)?(\w+)\((.*)\) += (\d+)")
 
 
@@ -84,7 +86,7 @@ def traced(training: Training, base: Trial, stopped: Path) -> dict[str, int] | s
         if code:
             raise RuntimeError(f"under strace: exit {code}: {started.said()}")
         theirs = _changes(seen.read_text(errors="replace").splitlines(), one.run)
-        theirs.subtract(operation.kind for operation in read_log(log, one.run))
+        theirs.subtract(OURS.get(operation.kind, operation.kind) for operation in read_log(log, one.run))
     return {kind: count for kind, count in theirs.items() if count}
 
 
@@ -104,7 +106,7 @@ def _changes(lines: list[str], run: Path) -> collections.Counter[str]:
         if parts is None or str(run.resolve()) not in parts[2]:
             continue
         kind = CALLS[parts[1]]
-        if kind == "create" and "O_CREAT" not in parts[2] and "O_TRUNC" not in parts[2]:
+        if parts[1].startswith("open") and "O_CREAT" not in parts[2] and "O_TRUNC" not in parts[2]:
             continue
         if kind == "unlink" and "AT_REMOVEDIR" in parts[2]:
             kind = "rmdir"

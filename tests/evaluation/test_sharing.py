@@ -22,6 +22,7 @@ def company() -> Iterator[Company]:
     [
         ("classes", {}),
         ("classes", {"count": 3}),  # one batch: the second process is asked nothing
+        ("painting", {}),
         ("pixels", {}),
         ("pixels", {"cases": "aaaaaaa"}),  # one case: all of it is the first one's
         ("objects", {}),

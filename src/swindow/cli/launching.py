@@ -28,6 +28,8 @@ DESK = "SWINDOW_LAUNCHER"
 """Environment variable that names the folder which a launcher shares with its processes."""
 GRACE = "10"
 """Seconds that the survivors of a dead process have before they are killed; a collective never ends without it."""
+ORPHANED = 120
+"""Seconds that a process has to finish its step and save when the launcher is gone."""
 FINAL = (2, 130, 143)
 """Exit codes after which processes are not started again: refused, and stopped by a signal."""
 
@@ -130,13 +132,16 @@ def _agent(words: list[str], count: int, restarts: int) -> str:
 
 @contextmanager
 def _handing_on(desk: Path) -> Iterator[None]:
-    """Hand SIGINT and SIGTERM on to every process that has left its number, and leave word for those that have not."""
+    """Hand SIGINT and SIGTERM on to every process that has left its number, and leave word for those that have not.
+
+    The second one ends them at once: they may be waiting for each other and hear nothing.
+    """
 
     def hand_on(number: int, _: Any) -> None:
-        _write_once(desk / "stop", str(128 + number))
+        first = _write_once(desk / "stop", str(128 + number))
         for path in desk.glob("*.pid"):
             try:
-                os.kill(int(path.stem), number)
+                os.kill(int(path.stem), number if first else signal.SIGKILL)
             except ProcessLookupError:  # it has ended, and may have been followed by another
                 continue
 
@@ -152,23 +157,10 @@ def member(words: list[str]) -> NoReturn:
     """One of the processes that `launch` starts: run the command and leave word how it ended."""
     from swindow.cli import concluded, settle
 
-    desk, rank = Path(os.environ[DESK]), int(os.environ["RANK"])
-    (desk / f"{os.getpid()}.pid").touch()
-    if (stopped := _read(desk / "stop")) is not None:
-        _write_once(desk / "verdict", str(stopped))
-    if (desk / "verdict").exists():
-        sys.exit(0)
-    for number in (signal.SIGINT, signal.SIGTERM):  # until training asks for them: there is nothing to save yet
-        signal.signal(number, _leave)
-    threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
+    desk = Path(os.environ[DESK])
+    _enter(desk)
     settle()
-    if rank:
-        warnings.simplefilter("ignore")  # the first process says the same
-    elif again := int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")):
-        most = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "")
-        print(
-            f"swindow: a process died; all start again from the last saved state ({again} of {most})", file=sys.stderr
-        )
+    _speak_once()
     try:
         code, message = concluded(words)
     except Exception as error:  # noqa: BLE001  # the last to see it
@@ -183,6 +175,30 @@ def member(words: list[str]) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     os._exit(code)  # a group that has lost a member cannot be left in good order
+
+
+def _enter(desk: Path) -> None:
+    """Leave our number, see to signals, and go again where all is decided."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # until training asks for them: there is nothing to save yet
+        signal.signal(number, _leave)
+    (desk / f"{os.getpid()}.pid").touch()
+    if (stopped := _read(desk / "stop")) is not None:
+        _write_once(desk / "verdict", str(stopped))
+    if (desk / "verdict").exists():
+        sys.exit(0)
+    threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _speak_once() -> None:
+    """The first process warns and says that it starts again; the others would say the same."""
+    again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    if int(os.environ["RANK"]):
+        warnings.simplefilter("ignore")
+    elif again:
+        most = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "")
+        print(
+            f"swindow: a process died; all start again from the last saved state ({again} of {most})", file=sys.stderr
+        )
 
 
 def _said(error: Exception) -> str:
@@ -208,6 +224,8 @@ def _leave_with(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(1)
     os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(ORPHANED)
+    os._exit(128 + signal.SIGTERM)
 
 
 def _read(path: Path) -> int | None:
@@ -226,12 +244,14 @@ def _follows(verdict: Path) -> bool:
 
 def _write_once(path: Path, text: str) -> bool:
     """Whether this is the first to write it."""
-    draft = path.with_suffix(f".{os.getpid()}")
+    draft = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
     draft.write_text(text)
     try:
         os.link(draft, path)  # whole or not at all
     except FileExistsError:
         return False
+    finally:
+        draft.unlink()
     return True
 
 

@@ -34,6 +34,8 @@ class ResizedCrop:
         part = image[None, :, top : top + height, left : left + width]
         if (height, width) == self.size:
             return part[0].contiguous()
+        if image.stride(0) == 1:  # pixel by pixel, as decoders leave it: torch's fast way, which a view does not take
+            part = part.contiguous(memory_format=torch.channels_last)
         exact = self.size[1] == 1  # torch's 8-bit resampling is wrong for one column
         out = F.interpolate(part.float() if exact else part, size=self.size, mode=self.interpolation, antialias=True)
         if exact:

@@ -102,7 +102,7 @@ def evaluate(
         raise DataError(f"the {split} split has no images; there is nothing to evaluate")
     _refuse_other_task(asked, images)
     if isinstance(images, Images) and asked.model.task == "pretrain":
-        return judge_painter(asked, images, split=split, batch=batch, workers=workers, progress=progress)
+        return judge_painter(asked, images, split=split, batch=batch, workers=workers, progress=progress, ranks=ranks)
     if isinstance(images, Images):
         return judge_classifier(
             asked, images, split=split, batch=batch, workers=workers, progress=progress, ranks=ranks

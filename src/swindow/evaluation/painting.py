@@ -13,7 +13,9 @@ from swindow.data import Images
 from swindow.data.hiding import JUDGED, cells_of, hidden_cells
 from swindow.data.loading import eval_loader
 from swindow.devices import autocast
+from swindow.distributed import ALONE, Ranks
 from swindow.errors import TrainingDiverged
+from swindow.evaluation.sharing import gathered
 from swindow.heads import Covered, SimMim, SimMimOutputs
 from swindow.inference import ReadyModel, evaluating
 from swindow.progress import Progress
@@ -126,28 +128,36 @@ class Painted(NamedTuple):
 
 
 def judge_painter(
-    asked: ReadyModel, images: Images, *, split: str, batch: int, workers: int, progress: Progress
+    asked: ReadyModel, images: Images, *, split: str, batch: int, workers: int, progress: Progress, ranks: Ranks = ALONE
 ) -> PaintingEvaluation:
-    """Have a model paint parts of every image, and compare.
+    """Have a model paint parts of every image, and compare; each of several processes takes its share of the batches.
 
     Raises:
         DataError: an image that cannot be read.
         ConfigError: a size that is not made of whole cells.
         TrainingDiverged: the model answers with numbers that are not finite.
     """
-    error, flat = torch.full((2, len(images)), torch.nan, dtype=torch.float64)
-    noise = torch.full((len(images),), torch.nan, dtype=torch.float64)
+    figures = torch.full((3, len(images)), torch.nan, dtype=torch.float64)
     deviations = torch.tensor(asked.preprocess.std, dtype=torch.float64)
-    progress.begin(f"evaluate {split}", len(images))
-    try:
-        for part in eval_loader(images, asked.preprocess, batch=batch, workers=workers):
-            rows = torch.as_tensor(part.indices)
-            head, outputs, covered = _painted(asked, part.images, rows.numpy())
-            error[rows], flat[rows], squares = (x.double().cpu() for x in head.errors(outputs, covered))
-            noise[rows] = (squares * deviations.square()).mean(1)
-            progress.advance(len(rows))
-    finally:
-        progress.end()
+
+    def compare() -> tuple[Tensor, Tensor]:
+        mine = [torch.zeros(0, dtype=torch.int64)]
+        progress.begin(f"evaluate {split}", len(images))
+        try:
+            for part in eval_loader(images, asked.preprocess, batch=batch, workers=workers, ranks=ranks):
+                rows = torch.as_tensor(part.indices)
+                head, outputs, covered = _painted(asked, part.images, rows.numpy())
+                error, flat, squares = (x.double().cpu() for x in head.errors(outputs, covered))
+                figures[:, rows] = torch.stack([error, flat, (squares * deviations.square()).mean(1)])
+                mine.append(rows)
+                progress.advance(len(rows) * ranks.world)  # the others are about as far
+        finally:
+            progress.end()
+        return torch.cat(mine), figures[:, torch.cat(mine)]
+
+    for rows, theirs in gathered(ranks, compare):
+        figures[:, rows] = theirs
+    error, flat, noise = figures
     _refuse_not_finite(error, images)
     ratios = [-10 * math.log10(max(one, _LEAST)) for one in noise.tolist()]
     normed = _head(asked).config.norm_target > 0

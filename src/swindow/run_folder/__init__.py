@@ -273,7 +273,7 @@ class RunFolder:
         self._create()
         self.lock.take()
         with naming(self.path, "cannot write here"):
-            for draft in (*self.path.glob(".*.tmp"), *self.path.glob(".write-test-*")):  # a crash left them
+            for draft in (*self.path.glob(".*.????????.tmp"), *self.path.glob(".write-test-*")):  # a crash left them
                 draft.unlink(missing_ok=True)
             settle(self.path / "best")
             found = self._begin(config, resume=resume, free=free)
@@ -309,7 +309,7 @@ class RunFolder:
             sync_folder(self.path.parent)
             probe = self.path / f".write-test-{os.getpid()}"
             probe.touch()
-            probe.unlink()
+            probe.unlink(missing_ok=True)  # the lock's holder may have cleared it away
         except OSError as error:
             raise ConfigError(f"{self.path}: cannot write here ({error.strerror}); give another --out") from error
 

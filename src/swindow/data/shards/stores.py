@@ -197,8 +197,8 @@ class RemoteStore:
             for place, answer in enumerate(found)
         ]
 
-    def open(self, name: str) -> BinaryIO:
-        """A file to read and seek in; what is read is kept in blocks."""
+    def open(self, name: str) -> Any:
+        """A file to read and seek in, of a type of the store's own; what is read is kept in blocks."""
         files, prefix = self.files()
         return self._try(lambda: files.open(f"{prefix}/{name}", "rb"), self.place(name))
 

@@ -23,7 +23,7 @@ DEATHS = 2
 """Workers that may die of a part before it is given up."""
 GIVEN_UP = f"its worker died {DEATHS} times (out of memory, or an image that ends it?)"
 _STORE = 256 * 2**20  # bytes of Ray's shared memory: the weights and a few words for each part lie in it
-QUIET = {
+SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing is reported to anybody
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_BACKEND_LOG_LEVEL": "fatal",  # on our screen; what fails is told by the parts that are missing
@@ -60,7 +60,7 @@ def on_ray(
         MissingExtra: ray is not installed.
         ConfigError: more workers than the cluster has room for, or Ray does not start.
     """
-    for name, value in QUIET.items():
+    for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     ray = require("ray", extra="ray")
     data = require("ray.data", extra="ray")
@@ -149,23 +149,19 @@ def _running(ray: Any) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
-    folder = None
-    try:
-        if os.environ.get("RAY_ADDRESS"):
-            ray.init(**quiet)
-        else:
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    with contextlib.ExitStack() as stack:
+        if not os.environ.get("RAY_ADDRESS"):
             folder = tempfile.mkdtemp(prefix="swindow-ray-")
-            local = {"include_dashboard": False, "object_store_memory": _STORE, "_temp_dir": folder}
-            ray.init(address="local", **local, **quiet)
-    except (OSError, ValueError, RuntimeError, ConnectionError) as error:
-        raise ConfigError(f"ray does not start: {_first_line(error)}; see docs/predict.md") from error
-    try:
+            stack.callback(shutil.rmtree, folder, ignore_errors=True)
+            quiet |= {"address": "local", "_temp_dir": folder}
+            quiet |= {"include_dashboard": False, "object_store_memory": _STORE}
+        stack.callback(ray.shutdown)
+        try:
+            ray.init(**quiet)
+        except Exception as error:  # some are no more than that
+            raise ConfigError(f"ray does not start: {_first_line(error)}; try again, see docs/predict.md") from error
         yield
-    finally:
-        ray.shutdown()
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _workers(there: dict[str, float], gpus: float) -> int:
