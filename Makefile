@@ -7,7 +7,7 @@ PYTEST := $(BIN)/python -m pytest -q
 DEMO   ?= runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-segment demo-detect test test-all test-gpu lint types floors fmt bench lock clean
+.PHONY: help setup demo demo-segment demo-detect test test-all test-gpu lint types floors fmt bench chaos lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -67,6 +67,9 @@ types: setup  ## mypy, strict where it matters most
 fmt: setup  ## format and fix
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+chaos: setup  ## kill, cut the power, flip bits, fill disks, and see that training loses nothing (a quarter of an hour)
+	OMP_WAIT_POLICY=passive PYTHONPATH=tests $(BIN)/python -m chaos
 
 bench: setup  ## the comparisons that need no data of yours (half an hour)
 	-OMP_WAIT_POLICY=passive $(BIN)/swindow bench --suite cpu --out benchmarks/results

@@ -21,7 +21,8 @@ from swindow.data.loading import train_loader
 from swindow.devices import autocast, pick_precision
 from swindow.learner import Learner
 from swindow.progress import Lines
-from swindow.training import TrainConfig, train
+from swindow.settings import TrainConfig
+from swindow.training import train
 
 STEPS, ROUNDS = 60, 7
 
@@ -77,7 +78,7 @@ def without(config: TrainConfig) -> tuple[float, float]:
     source = open_data(config.data, channels=config.channels, seed=config.seed)
     torch.manual_seed(config.seed)
     model = swindow.build(config.model, num_classes=10, in_channels=1, drop_path=config.drop_path, **config.fields)
-    model.preprocess = swindow.training.Preprocess(
+    model.preprocess = swindow.preprocess.Preprocess(
         size=(config.size, config.size), mean=(0.449,), std=(0.226,), crop_ratio=config.crop_ratio
     )
     loader = train_loader(

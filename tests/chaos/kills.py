@@ -14,10 +14,12 @@ PER_RUN = 5
 """Kills that one run has to live through."""
 SLOW = 0.002
 """Seconds by which every file operation of a save is stretched, so that kills fall into saves."""
+AIMED, AIM = 0.5, 2.0
+"""Share of the kills that wait, from their moment on, for the next operation of a save; and for how many seconds."""
 
 
 def kills(training: Training, lanes: Lanes, *, count: int, seed: int, extra: Mapping[str, Any] | None = None) -> Result:
-    """`count` kills; some inside a save for certain, since that is where half of the time goes.
+    """`count` kills, half of them aimed at saves; those that came inside a file operation of one are counted.
 
     Passes if every run ends in the state of the one that was left alone, and redoes no more than an interval.
     """
@@ -60,8 +62,11 @@ def _one_run(
             started, board = one.start(Orders(only=training.saves, pause=SLOW), extra)
             began = time.monotonic()
             moment = began + chance.uniform(0, 2 * left / (count - done + 1))
-            while not started.ended() and time.monotonic() < moment:
-                time.sleep(0.001)
+            aimed = chance.random() < AIMED
+            while not started.ended() and (now := time.monotonic()) < moment + AIM:
+                if now >= moment and (board.inside or not aimed):
+                    break
+                time.sleep(0.0005)
             lived = time.monotonic() - began
             if started.code is not None:
                 if started.code:

@@ -30,7 +30,7 @@ def main() -> None:
         unknown = set(asked.bars) - bars.keys()
         if unknown:
             sys.exit(f"no such bar: {', '.join(sorted(unknown))}; there are {', '.join(bars)}")
-        results = [_timed(bars[name], asked.seed) for name in asked.bars or bars]
+        results = [_timed(name, bars[name], asked.seed) for name in asked.bars or bars]
         if asked.out:
             print(_record(asked.out, results, asked))  # noqa: T201
     sys.exit(not all(result["passed"] for result in results))
@@ -60,10 +60,10 @@ def ours(asked: argparse.Namespace, lanes: Lanes, place: Path) -> dict[str, Call
     half = {"max_steps": ours.STEPS - 1}  # then a step, a commit, rotation, an evaluation, the best, the end
     return {
         "same-twice": partial(same_twice, training, lanes, count=2 if few else 20),
-        "kills": partial(kills, training, lanes, count=6 if few else 200, seed=seed),
+        "kills": partial(kills, training, lanes, count=4 if few else 200, seed=seed),
         "kills-with-workers": partial(kills, training, lanes, count=2 if few else 10, seed=seed, extra={"workers": 1}),
         "crash-points": partial(crash_points, training, lanes, half=half, every=40 if few else 1, strace=not few),
-        "power-loss": partial(power_loss, training, lanes, half=half, count=16 if few else 600, seed=seed),
+        "power-loss": partial(power_loss, training, lanes, half=half, count=10 if few else 600, seed=seed),
         "bit-rot": partial(
             bit_rot,
             training,
@@ -72,11 +72,11 @@ def ours(asked: argparse.Namespace, lanes: Lanes, place: Path) -> dict[str, Call
             half=half,
             flips=80 if few else 2000,
             cuts=10 if few else 200,
-            resumed=2 if few else 40,
+            resumed=1 if few else 40,
             seed=seed,
         ),
         "stops": partial(stops, training, lanes, count=3 if few else 60, seed=seed),
-        "io-errors": partial(io_errors, training, lanes, half=half, every=60 if few else 1),
+        "io-errors": partial(io_errors, training, lanes, half=half, every=90 if few else 1),
         "non-finite": partial(non_finite, config, lanes, count=4 if few else 100, diverging=1 if few else 4, seed=seed),
         "writers": partial(writers, training, lanes, races=1 if few else 20),
         "ranks": partial(ranks, config, Path(os.environ["LD_PRELOAD"]), lanes, kills=1 if few else 20, seed=seed),
@@ -147,10 +147,10 @@ def _place() -> Iterator[Path]:
     shutil.rmtree(place, ignore_errors=True)
 
 
-def _timed(bar: Callable[[], Result], seed: int) -> Result:
+def _timed(name: str, bar: Callable[[], Result], seed: int) -> Result:
     """Its figures, printed as a line of JSON."""
     began = time.monotonic()
-    result = bar() | {"seed": seed, "seconds": round(time.monotonic() - began, 1)}
+    result = bar() | {"bar": name, "seed": seed, "seconds": round(time.monotonic() - began, 1)}
     print(json.dumps(result), flush=True)  # noqa: T201
     return result
 

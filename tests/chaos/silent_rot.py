@@ -12,8 +12,8 @@ from chaos.trial import Training, seeded, trial
 def silent_rot(training: Training, lanes: Lanes, *, flips: int, seed: int) -> Result:
     """Kill a run halfway, flip one bit of what it has saved, go on.
 
-    Passes if each time it refuses, or ends in the state of the run that was left alone: it noticed, or did not need that
-    bit. A run that ends well in another state has used damaged numbers without a word.
+    Passes if each time it refuses, or ends in the state of the run that was left alone: it noticed, or did not need
+    that bit. A run that ends well in another state has used damaged numbers without a word.
     """
     with trial(training, lanes.place) as base:
         code, said, board = base.go(Orders(only=training.saves))

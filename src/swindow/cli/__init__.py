@@ -14,13 +14,14 @@ usage: swindow COMMAND [OPTIONS]
 
 Swin Transformers on your own images.
 
-  train DATA           train or fine-tune a classifier, segmenter or detector, with a report at the end
+  train DATA           train or fine-tune a classifier, segmenter or detector, or pretrain one without labels
   eval RUN [DATA]      judge a trained model
   predict RUN IMAGES   classes of new images, masks, or objects: JSON lines, CSV, COCO results, overlays, a sheet
   explain RUN IMAGE    what the model looks at: attention maps, Grad-CAM, for an image, a pixel or an object
   info NAME|RUN        parameters, multiply-accumulates, stage table
   models [PATTERN]     the models there are
   data check DATA      find images, labels, masks and boxes that cannot be used
+  data pack DATA OUT   images and labels into tar or Parquet shards, on disk or object storage
   bench MODEL          time and memory, beside other libraries and the bare matrix products
   convert IN OUT --to FORMAT   weights in somebody else's format: timm, torchvision, huggingface, …
 
@@ -28,7 +29,8 @@ swindow COMMAND --help says more. --version prints the version; --debug shows th
 DATA is a folder of class folders (with or without train/ and val/), a folder of IDX files (MNIST's format),
 a CSV or Parquet table of path and label, a torchvision dataset's name, or digits. To segment, it is a folder of
 images/ and masks/ with the same names, of volumes (.npz, .npy, .nii.gz), or laid out as ADE20K, Cityscapes, VOC.
-To find objects, it is a COCO JSON, a folder with one for each split, or Pascal VOC's or YOLO's folders."""
+To find objects, it is a COCO JSON, a folder with one for each split, or Pascal VOC's or YOLO's folders.
+Labelled images may also lie in tar or Parquet shards, in a folder or behind a URL such as s3://bucket/prefix."""
 
 COMMANDS = {
     "train": "train",
