@@ -69,7 +69,7 @@ fmt: setup  ## format and fix
 	$(BIN)/ruff check --fix .
 
 chaos: setup  ## kill, cut the power, flip bits, fill disks, and see that training loses nothing (a quarter of an hour)
-	OMP_WAIT_POLICY=passive PYTHONPATH=tests $(BIN)/python -m chaos
+	OMP_WAIT_POLICY=passive PYTHONPATH=tests $(BIN)/python -m chaos --out
 
 bench: setup  ## the comparisons that need no data of yours (half an hour)
 	-OMP_WAIT_POLICY=passive $(BIN)/swindow bench --suite cpu --out benchmarks/results

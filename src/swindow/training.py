@@ -70,6 +70,17 @@ def _train(config: TrainConfig, resume: bool, progress: Progress, ranks: Ranks) 
     device = pick_device(config.device, ranks.local)
     precision = pick_precision(config.precision, device)
 
+    # Where it goes
+    run = RunFolder(
+        config.out,
+        tensorboard=config.tensorboard,
+        keep=config.keep,
+        behind=config.save_behind,
+        ranks=ranks,
+        say=progress.say,
+    )
+    run.probe()
+
     # Data
     source = open_data(
         config.data,
@@ -130,14 +141,6 @@ def _train(config: TrainConfig, resume: bool, progress: Progress, ranks: Ranks) 
     )
 
     # Resume
-    run = RunFolder(
-        config.out,
-        tensorboard=config.tensorboard,
-        keep=config.keep,
-        behind=config.save_behind,
-        ranks=ranks,
-        say=progress.say,
-    )
     saved = run.open(config, resume=resume, free=FREE)
     with run, Stopper() as stopper:
         keep_split(run, source)

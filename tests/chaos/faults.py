@@ -10,7 +10,6 @@ import mmap
 import os
 import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 from typing import Literal
 
@@ -107,8 +106,8 @@ class Board:
             raise OSError(f"{self.path}: cannot be mapped")
 
 
-def library() -> Path:
-    """The compiled library.
+def library(folder: Path) -> Path:
+    """The library, compiled into a folder.
 
     Raises:
         RuntimeError: this is not Linux, or there is no C compiler.
@@ -116,7 +115,7 @@ def library() -> Path:
     compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
     if not Path("/proc/self/fd").exists() or compiler is None:
         raise RuntimeError("faults are injected by a preloaded library: that needs Linux and a C compiler (cc)")
-    built = Path(tempfile.mkdtemp(prefix="chaos-")) / "faults.so"
+    built = folder / "faults.so"
     words = [compiler, "-O1", "-Wall", "-fPIC", "-shared", "-o", str(built), str(SOURCE), "-ldl", "-pthread"]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     if done.returncode:

@@ -134,7 +134,7 @@ def _begin_again_with_the_library() -> None:
     os.execve(  # noqa: S606 - this same program
         sys.executable,
         [sys.executable, "-m", "chaos", *sys.argv[1:]],
-        os.environ | one | {"LD_PRELOAD": str(library())},
+        os.environ | one | {"LD_PRELOAD": str(library(Path(tempfile.mkdtemp(prefix="chaos-"))))},
     )
 
 
@@ -143,8 +143,15 @@ def _place() -> Iterator[Path]:
     """A folder for all trials, in memory where there is such a place; kept if a bar ends in an error."""
     memory = Path("/dev/shm")  # noqa: S108 - a new folder in it
     place = Path(tempfile.mkdtemp(prefix="chaos-", dir=memory if os.access(memory, os.W_OK) else None))
-    yield place
-    shutil.rmtree(place, ignore_errors=True)
+    try:
+        yield place
+    except Exception:
+        print(f"what the trials left is in {place}", file=sys.stderr)  # noqa: T201
+        raise
+    else:
+        shutil.rmtree(place)
+    finally:
+        shutil.rmtree(Path(os.environ["LD_PRELOAD"]).parent)
 
 
 def _timed(name: str, bar: Callable[[], Result], seed: int) -> Result:

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path, PurePosixPath
 
 import pytest
@@ -23,7 +24,8 @@ CARELESS = TESTS / "chaos" / "careless.py"
 SHORT = ("same-twice", "kills", "crash-points", "power-loss", "bit-rot", "stops", "io-errors", "non-finite", "writers")
 
 try:
-    library()
+    with tempfile.TemporaryDirectory() as folder:
+        library(Path(folder))
     WHY_NOT = ""
 except RuntimeError as error:
     WHY_NOT = str(error)

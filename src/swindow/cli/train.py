@@ -50,6 +50,8 @@ def train_command(words: list[str]) -> int:
     # since a table that has entries would take only those, and are laid over the proposed ones.
     blank = type(first)(**_values(dataclasses.replace(start, fields={})), config=first.config)
     final = parse(Train, words, prog="swindow train", default=blank)
+    if final.task == "pretrain" and start.model == f"simmim_{final.model}":  # as the recipes understand it
+        final = dataclasses.replace(final, model=start.model)
     fields = {**start.fields, **_tuples(final.fields, final.model)}
     config = dataclasses.replace(_as_config(final), fields=fields)
     if final.devices != 1 and not is_launched() and (count := processes_for(final.devices, config.device)) > 1:

@@ -85,6 +85,8 @@ def configure(
     proposed = RECIPES[name](facts)
     if checked.batch == "auto":
         proposed = _following(proposed)
+    if facts.task == "pretrain" and proposed.model == f"simmim_{model}":  # a backbone's name stands for its painter's
+        changes["model"] = proposed.model
     return merge(proposed, {**changes, "recipe": name, "channels": facts.channels})
 
 

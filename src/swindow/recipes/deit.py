@@ -31,7 +31,8 @@ def deit_imagenet1k_distilled(facts: Facts) -> TrainConfig:
 
     ``swindow train IMAGENET --recipe deit-imagenet1k-distilled --model deit_base_distilled --teacher RUN_OR_WEIGHTS
     --devices 16``: published with 74.5 % of the validation images for Ti, 81.2 % for S and 83.4 % for B, taught by a
-    RegNetY-16GF that knows 82.9 %; on two nodes of eight GPUs with 32 GB each for B.
+    RegNetY-16GF that knows 82.9 %; on two nodes of eight GPUs with 32 GB each for B. Takes days; the time is
+    not published.
 
     Raises:
         ConfigError: no teacher.

@@ -32,7 +32,8 @@ def swin_imagenet1k(facts: Facts) -> TrainConfig:
     """Swin from scratch on ImageNet-1K (Liu et al. 2021, section 4.1): 300 epochs of 1,024 images a step.
 
     ``swindow train IMAGENET --recipe swin-imagenet1k --model swin_tiny --devices 8``: published on eight GPUs (V100 in
-    the paper) with 81.2 % of the validation images for T, 83.2 % for S and 83.5 % for B at 224 pixels.
+    the paper) with 81.2 % of the validation images for T, 83.2 % for S and 83.5 % for B at 224 pixels. Takes days; the
+    time is not published.
     """
     model = facts.model or "swin_tiny"
     return _from_scratch(facts, "swin-imagenet1k", model, size=224, fields=facts.fields)
@@ -43,7 +44,7 @@ def swinv2_imagenet1k(facts: Facts) -> TrainConfig:
 
     ``swindow train IMAGENET --recipe swinv2-imagenet1k --model swin_v2_tiny_w8 --devices 8``: published with 81.8 % of
     the validation images for T, 83.7 % for S and 84.2 % for B with windows of 8 tokens; with windows of 16
-    (``swin_v2_tiny_w16``) 82.8 %, 84.1 % and 84.6 %.
+    (``swin_v2_tiny_w16``) 82.8 %, 84.1 % and 84.6 %. Takes days; the time is not published.
     """
     model = facts.model or "swin_v2_tiny_w8"
     return _from_scratch(facts, "swinv2-imagenet1k", model, size=256, fields=facts.fields)
@@ -70,7 +71,7 @@ def swin_imagenet1k_finetune_384(facts: Facts) -> TrainConfig:
     """Swin-B from 224 to 384 pixels with windows of 12 tokens, on ImageNet-1K: 30 epochs of 1,024 images a step.
 
     ``swindow train IMAGENET --recipe swin-imagenet1k-finetune-384 --weights swin_base.ms_in1k --devices 8``: published
-    on eight GPUs with 84.5 % of the validation images for B.
+    on eight GPUs with 84.5 % of the validation images for B. Takes days; the time is not published.
     """
     model, fields = larger_windows(facts, "swin_base", "_384", window=12)
     return _finetuned(
@@ -82,7 +83,8 @@ def swin_imagenet22k(facts: Facts) -> TrainConfig:
     """Swin from scratch on ImageNet-22K (Liu et al. 2021, section 4.1): 90 epochs of 4,096 images a step.
 
     ``swindow train IMAGENET22K --recipe swin-imagenet22k --model swin_base --devices 8 --optim.accumulate 8 --batch
-    512``: published with no figure of its own; what it is for is ``swin-imagenet22k-to-1k``.
+    512``: published with no figure of its own; what it is for is ``swin-imagenet22k-to-1k``. Takes days; the
+    time is not published.
     """
     model = facts.model or "swin_base"
     drop_path = by_size(model, tiny=0.1)
@@ -93,7 +95,8 @@ def swinv2_imagenet22k(facts: Facts) -> TrainConfig:
     """Swin V2 from scratch on ImageNet-22K at 192 pixels, windows of 12 tokens: 90 epochs of 4,096 images a step.
 
     ``swindow train IMAGENET22K --recipe swinv2-imagenet22k --model swin_v2_base_w12 --devices 8 --batch 512
-    --optim.accumulate 8``: published with no figure of its own; what it is for is ``swinv2-imagenet22k-to-1k``.
+    --optim.accumulate 8``: published with no figure of its own; what it is for is
+    ``swinv2-imagenet22k-to-1k``. Takes days; the time is not published.
     """
     model = facts.model or "swin_v2_base_w12"
     return _on_22k(facts, "swinv2-imagenet22k", model, size=192, drop_path=0.2, weight_decay=0.1)
@@ -121,7 +124,7 @@ def swin_imagenet22k_to_1k(facts: Facts) -> TrainConfig:
 
     ``swindow train IMAGENET --recipe swin-imagenet22k-to-1k --weights swin_base.ms_in22k --devices 8``: published with
     80.9 % of the validation images for T, 83.2 % for S, 85.2 % for B and 86.3 % for L; with ``--size 384``, for which
-    windows have 12 tokens, 86.4 % for B and 87.3 % for L.
+    windows have 12 tokens, 86.4 % for B and 87.3 % for L. Takes days; the time is not published.
     """
     if facts.size_asked and facts.size is not None and facts.size >= 384:
         model, fields = larger_windows(facts, "swin_base", "_384", window=12)
@@ -138,6 +141,7 @@ def swinv2_imagenet22k_to_1k(facts: Facts) -> TrainConfig:
     ``swindow train IMAGENET --recipe swinv2-imagenet22k-to-1k --weights swin_v2_base_w12.ms_in22k --devices 8``:
     published with 86.2 % of the validation images for B and 86.9 % for L with windows of 16 tokens; with ``--size
     384``, for which windows have 24, 87.1 % for B and 87.6 % for L. Position biases stay measured by windows of 12.
+    Takes days; the time is not published.
     """
     large = facts.size_asked and (facts.size or 0) >= 384
     model, fields = larger_windows(
@@ -173,7 +177,7 @@ def simmim_finetune(facts: Facts) -> TrainConfig:
     ``swindow train IMAGENET --recipe simmim-finetune --weights PRETRAIN_RUN --devices 16``: published on sixteen V100
     GPUs (a DGX-2), with what is under ``simmim-imagenet1k``, from 800 epochs of pretraining. The rate falls by a factor
     a layer towards the image: 0.8 for Swin-B, 0.7 for L, 0.75 for Swin V2, 0.65 for ViT. After 100 epochs
-    of pretraining it was 0.9: ``--optim.layer-decay 0.9``.
+    of pretraining it was 0.9: ``--optim.layer-decay 0.9``. Takes days; the time is not published.
     """
     model = facts.model or "swin_base"
     is_vit = model.startswith(("vit", "deit"))

@@ -38,7 +38,8 @@ def simmim_imagenet1k(facts: Facts) -> TrainConfig:
     (a DGX-2) for Swin-B with windows of 6 tokens at 192 pixels; fine-tuned at 224 it has 84.0 % of the validation
     images, Swin-L (``swin_large``, windows of 12) 85.4 %. Swin V2-B (``swin_v2_base_w12``), which paints pixels
     normalised by their neighbourhood of 47, is published with 85.0 % after 500,000 steps; ViT-B (``vit_base``) at 224
-    pixels with 83.8 %, which had relative position biases where ours has position embeddings. Days; not run here.
+    pixels with 83.8 %, which had relative position biases where ours has position embeddings. Takes days; the
+    time is not published; not run here.
     """
     return _published(facts, "simmim-imagenet1k", LONG)
 

@@ -104,6 +104,15 @@ class RunFolder:
         self.tensorboard = tensorboard
         self._group: Any = None
 
+    def probe(self) -> None:
+        """See that the folder can be written, or made, before any other work; nothing is left.
+
+        Raises:
+            ConfigError: it cannot.
+        """
+        there = next(folder for folder in (self.path, *self.path.absolute().parents) if folder.exists())
+        by_first(self.ranks, lambda: self._try(there))
+
     def open(self, config: Any, *, resume: bool, free: frozenset[str]) -> Saved | None:
         """Claim the folder for a run with `config`; return the state to go on from, or None for a fresh start.
 

@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -62,6 +63,9 @@ def on_ray(
     """
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
+    if not any(name in os.environ for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN")):
+        # Whoever talks to our own Ray must know this; Ray by itself would keep one in the user's home.
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     ray = require("ray", extra="ray")
     data = require("ray.data", extra="ray")
     for name in ("ray", "ray.data"):
