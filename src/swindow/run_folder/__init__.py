@@ -316,9 +316,15 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             sync_folder(self.path.parent)
-            probe = self.path / f".write-test-{os.getpid()}"
+        except OSError as error:
+            raise ConfigError(f"{self.path}: cannot write here ({error.strerror}); give another --out") from error
+        self._try(self.path)
+
+    def _try(self, folder: Path) -> None:
+        probe = folder / f".write-test-{os.getpid()}"
+        try:
             probe.touch()
-            probe.unlink(missing_ok=True)  # the lock's holder may have cleared it away
+            probe.unlink()
         except OSError as error:
             raise ConfigError(f"{self.path}: cannot write here ({error.strerror}); give another --out") from error
 
