@@ -12,6 +12,8 @@ from swindow.data.loading import Batch
 from swindow.distributed import Plan, Ranks
 from swindow.errors import ConfigError, TrainingDiverged
 from swindow.learner import Learner
+from swindow.meter import Meter
+from swindow.model import build
 from swindow.objectives import Judged, Objective, Supervised
 from swindow.optim import OptimConfig
 from swindow.preprocess import Preprocess
@@ -127,3 +129,51 @@ def test_losses_by_name_are_what_is_minimised():
     assert isinstance(judged, Judged)
     assert set(judged.losses) == {"cross_entropy"}
     assert int(judged.counted) == 4
+
+
+def test_a_step_that_is_not_finite_leaves_batch_norms_as_they_were():
+    model = build("resnet_18", width=8, num_classes=4)
+    model.preprocess = Preprocess(size=(32, 32), mean=(0.5,) * 3, std=(0.5,) * 3)
+    how = {"total": 10, "seed": 0, "device": torch.device("cpu"), "precision": "fp32"}
+    one = Learner(model, OptimConfig(lr=1e-2, warmup=0.0), AugmentConfig(), **how)
+    images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+    seen = Batch(images, torch.tensor([0, 1, 2, 3]), torch.arange(4), [])
+    one.step([seen])
+    before = weights(one)
+    handle = model.backbone.register_forward_pre_hook(lambda _, inputs: (inputs[0] * torch.nan,))
+    assert one.step([seen]).wrong == "cross_entropy"
+    handle.remove()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in one.tensors().items())
+
+
+def test_the_last_good_step_is_known_to_who_goes_on_from_a_bad_one():
+    one = learner()
+    one.step([batch(0)])
+    assert "good" not in one.facts()
+    handle = next(one.model.parameters()).register_hook(lambda gradient: gradient * torch.nan)
+    one.step([batch(1)])
+    handle.remove()
+    assert one.facts()["good"]["step"] == 1
+
+
+def test_figures_are_means_of_what_is_finite():
+    meter = Meter(torch.device("cpu"))
+    one = learner()
+    meter.add(one.step([batch(0)]))
+    good = meter.read(keep=True)
+    handle = next(one.model.parameters()).register_hook(lambda gradient: gradient * torch.nan)
+    meter.add(one.step([batch(1)]))
+    handle.remove()
+    found = meter.read()
+    assert found["gradient_norm"] == pytest.approx(good["gradient_norm"])
+    assert torch.isfinite(torch.tensor(found["loss"]))
+
+
+def test_where_nothing_is_finite_there_is_no_figure_and_the_bar_says_so():
+    one = learner()
+    next(one.model.parameters()).register_hook(lambda gradient: gradient * torch.nan)
+    meter = Meter(torch.device("cpu"))
+    report = one.step([batch(0)])
+    meter.add(dataclasses.replace(report, losses={"cross_entropy": torch.tensor(torch.nan)}))
+    assert meter.read(keep=True).keys().isdisjoint({"loss", "gradient_norm"})
+    assert meter.shown()["loss"] == "not finite"

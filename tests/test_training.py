@@ -14,6 +14,7 @@ import torch
 
 import swindow
 from pictures import class_folders
+from swindow import judging
 from swindow.config import from_dict, loads, read_toml, to_dict
 from swindow.data.augment import AugmentConfig
 from swindow.devices import peak_memory
@@ -209,6 +210,23 @@ def test_an_unwritable_place_is_refused_before_any_work(config, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="cannot write here"):
         run(config, out=str(tmp_path / "file" / "run"))
+
+
+def test_a_signal_during_an_evaluation_ends_the_run_at_once_with_nothing_lost(config, tmp_path, monkeypatch):
+    real = judging.evaluate
+
+    def slow(*given, **how):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return real(*given, **how)
+
+    monkeypatch.setattr(judging, "evaluate", slow)
+    result = run(config)
+    assert (result.stopped_by, result.step, result.evaluation) == ("SIGTERM", 3, None)
+    monkeypatch.undo()
+    assert run(config, resume=True).stopped_by == "finished"
+    whole = run(config, out=str(tmp_path / "whole"))
+    assert whole.step == 6
+    assert contents(newest(tmp_path / "run")) == contents(newest(tmp_path / "whole"))
 
 
 def broken_cross_entropy(monkeypatch, when):

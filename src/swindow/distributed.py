@@ -45,6 +45,10 @@ class Plan:
     sync_norm: bool = True
     """Batch norms on GPUs see the batches of all processes; on CPUs they see their own, and keep the first one's."""
 
+    def __post_init__(self) -> None:
+        if self.strategy != "fsdp" and (self.offload or self.gather != "fp32" or not self.regather):
+            raise ConfigError("parallel.offload, gather and regather are fsdp's; add --parallel.strategy fsdp")
+
 
 @dataclasses.dataclass(frozen=True)
 class Ranks:
@@ -173,16 +177,18 @@ def joined() -> Iterator[Ranks]:
         yield ALONE
         return
     on_gpu = torch.cuda.is_available()
-    if on_gpu:
+    if on_gpu and ranks.local < torch.cuda.device_count():  # or they are to work on the processor, or will be refused
         torch.cuda.set_device(ranks.local)
     store = _fresh(next(iter(_torch.rendezvous("env://", timeout=PATIENCE)))[0])
     kinds = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
     dist.init_process_group(kinds, store=store, rank=ranks.rank, world_size=ranks.world, timeout=PATIENCE)
     try:
         yield ranks
-    finally:
-        _GROUPS.clear()
-        dist.destroy_process_group()
+    except BaseException:
+        _GROUPS.clear()  # the others may wait for this one: that it ends is what tells them, so it waits for nobody
+        raise
+    _GROUPS.clear()
+    dist.destroy_process_group()
 
 
 def _fresh(store: Any) -> Any:

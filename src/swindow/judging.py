@@ -72,11 +72,12 @@ def finish(
 ) -> TrainResult:
     """Judge the best weights on the test split, or on the validation split where there is none; write the results."""
     position = learner.position
-    if run.best() is None:
+    none = learner.ranks.first_of(run.best() is None)
+    if none:
         position.best = -1.0
     # A run that a limit ended mid-epoch is judged where it stands. Its saved position stays that of a run which was
     # not stopped, so that resuming it changes nothing.
-    if position.judged != position.step or run.best() is None:
+    if position.judged != position.step or none:
         judge(learner, source, config, epochs, run, progress)
     learner.ranks.wait()  # for the first process to have written the best
     model = load(run.best() or run.path).to(learner.device)

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from swindow.data.augment import AugmentConfig, mix_batch
@@ -21,6 +21,8 @@ from swindow.run_folder import Saved
 
 MOST_SKIPPED = 3
 """Steps in a row without a finite gradient after which a run stops."""
+OVERFLOW = "the scaled gradient"
+"""What is not finite where fp16 overflows, which lowers the scale and says nothing against the run."""
 STEP_STREAM = 2**40  # above every sample index: the draws of a step never meet those of a sample
 
 
@@ -93,6 +95,9 @@ class Learner:
         self.spread = parallelize(
             self.objective, plan, ranks, device=device, blocks=list(model.blocks()), others=averages
         )
+        # What batch norms keep of what they have seen moves in the forward pass, before anybody knows of the gradient.
+        norms = [module for module in self.objective.modules() if isinstance(module, nn.modules.batchnorm._NormBase)]
+        self.statistics = [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
         self.optimizer = Optimizer(model, optim, self.objective.own())
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self.position = Position()
@@ -130,6 +135,7 @@ class Learner:
         self.objective.train()
         self.optimizer.set_rate(self.rate)
         total: dict[str, Tensor] = {}
+        before = [buffer.clone() for buffer in self.statistics]
         right, counted = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
         for number, batch in enumerate(batches):
             images, targets = self.prepare(batch, number)
@@ -141,7 +147,7 @@ class Learner:
             for name, value in judged.losses.items():
                 total[name] = total.get(name, 0) + value.detach() / len(batches)
             right, counted = right + judged.right, counted + judged.counted
-        norm, wrong = self._apply_gradients(total)
+        norm, wrong = self._apply_gradients(total, before)
         position.step += 1
         position.batch += len(batches)
         self._count(wrong)
@@ -191,7 +197,9 @@ class Learner:
 
     def facts(self) -> dict[str, Any]:
         """The part of the state that is plain values."""
-        state = {"total": self.total, "seed": self.seed, "scaler": self.scaler.state_dict()}
+        state: dict[str, Any] = {"total": self.total, "seed": self.seed, "scaler": self.scaler.state_dict()}
+        if self.position.in_a_row:
+            state["good"] = dataclasses.asdict(self.good)
         return {**dataclasses.asdict(self.position), **state}
 
     def take_up(self, saved: Saved) -> None:
@@ -206,7 +214,7 @@ class Learner:
         saved.fill(self.tensors())
         self.scaler.load_state_dict(saved.facts["scaler"])
         self.position = Position(**{field.name: saved.facts[field.name] for field in dataclasses.fields(Position)})
-        self.good = dataclasses.replace(self.position)
+        self.good = Position(**saved.facts.get("good", dataclasses.asdict(self.position)))
 
     def judged(self) -> Model:
         """The usable model in one piece, to judge and to keep; every process must ask. Not to be trained.
@@ -234,7 +242,10 @@ class Learner:
             position.in_a_row = 0
             self.good = dataclasses.replace(position)
             return
-        position.skipped, position.in_a_row = position.skipped + 1, position.in_a_row + 1
+        position.skipped += 1
+        if wrong == OVERFLOW:  # half of the scale will do, or half of that: nothing is wrong with the run
+            return
+        position.in_a_row += 1
         if position.in_a_row >= MOST_SKIPPED:
             step, self.position = position.step, dataclasses.replace(self.good)
             raise TrainingDiverged(
@@ -242,20 +253,22 @@ class Learner:
                 "the last good one, is kept. Start anew with a lower optim.lr, optim.clip 1.0 or precision fp32"
             )
 
-    def _apply_gradients(self, losses: dict[str, Tensor]) -> tuple[Tensor, str]:
+    def _apply_gradients(self, losses: dict[str, Tensor], before: list[Tensor]) -> tuple[Tensor, str]:
         """Collect, step, average: the gradient's norm, and what was not finite; that never reaches the optimiser."""
-        norm = whole(self.optimizer.collect(self.scaler))
+        norm = whole(self.optimizer.collect(self.scaler)).to(self.device)
         finite = torch.stack([*losses.values(), norm]).isfinite().all()
-        if self.ranks.highest(int(not finite)):
-            self.optimizer.forget()
-            overflowed = self.scaler.is_enabled() and self.scaler.get_scale() > 1
-            self.scaler.update()  # fp16 overflowed: the scale is lowered until it does not
-            return norm, "" if overflowed else self._names_of_wrong(losses, norm)
-        self.optimizer.step(self.scaler)
-        self.scaler.update()
-        if self.average is not None:
-            self.average.update_parameters(self.model)
-        return norm, ""
+        if not self.ranks.highest(int(not finite)):
+            self.optimizer.step(self.scaler)
+            self.scaler.update()
+            if self.average is not None:
+                self.average.update_parameters(self.model)
+            return norm, ""
+        self.optimizer.forget()
+        for buffer, old in zip(self.statistics, before, strict=True):
+            buffer.copy_(old)
+        overflowed = self.scaler.is_enabled() and self.scaler.get_scale() > 1
+        self.scaler.update()  # fp16 overflowed: the scale is lowered until it does not
+        return norm, OVERFLOW if overflowed else self._names_of_wrong(losses, norm)
 
     def _names_of_wrong(self, losses: dict[str, Tensor], norm: Tensor) -> str:
         """Which losses were not finite, in whichever process; the gradient, where all of them were."""

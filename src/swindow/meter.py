@@ -30,24 +30,29 @@ class Meter:
         """Means since the last read; images per second of this sitting; the most memory so far, in GiB."""
         reports, elapsed = self.reports, time.monotonic() - self.since
         names = list(reports[0].losses)
-        mine = [torch.stack([report.losses[name] for report in reports]).mean() for name in names]
-        mine += [torch.stack([getattr(report, name) for report in reports]).sum() for name in ("right", "counted")]
-        images = sum(report.images for report in reports)
-        *means, right, counted, seen = self.ranks.sums(
-            torch.cat([torch.stack(mine).double().cpu(), torch.tensor([images])])
-        ).tolist()
-        figures = {name: mean / self.ranks.world for name, mean in zip(names, means, strict=True)}
+        figures = self._means({name: [report.losses[name] for report in reports] for name in names})
+        sums = [torch.stack([getattr(report, name) for report in reports]).sum() for name in ("right", "counted")]
+        images = torch.tensor(sum(report.images for report in reports))
+        right, counted, seen = self.ranks.sums(torch.stack([*(one.double().cpu() for one in sums), images])).tolist()
         self.latest = {
-            "loss": sum(figures.values()),
-            **(figures if len(figures) > 1 else {}),
+            **({"loss": sum(figures.values())} if len(figures) == len(names) else {}),
+            **(figures if len(names) > 1 else {}),
             "accuracy": right / max(counted, 1),
-            "gradient_norm": float(torch.stack([report.gradient_norm for report in reports]).mean()),
+            **self._means({"gradient_norm": [report.gradient_norm for report in reports]}),
             "images_per_second": seen / max(elapsed, 1e-9),
             "memory_gib": self.peak_gib(),
         }
         if not keep:
             self.reports, self.since = [], time.monotonic()
         return self.latest
+
+    def _means(self, values: dict[str, list[torch.Tensor]]) -> dict[str, float]:
+        """Means by name over what is finite, in all processes; without those of which nothing is."""
+        stacked = [torch.stack(found).double().cpu() for found in values.values()]
+        finite = [found[found.isfinite()] for found in stacked]
+        pairs = [torch.stack([found.sum(), torch.tensor(float(len(found)), dtype=torch.float64)]) for found in finite]
+        totals = self.ranks.sums(torch.stack(pairs)).tolist()
+        return {name: total / count for name, (total, count) in zip(values, totals, strict=True) if count}
 
     def peak_gib(self) -> float:
         """The most memory so far, in GiB: see `peak_memory`."""
@@ -61,7 +66,7 @@ class Meter:
         """The latest figures, as short texts."""
         latest = self.latest
         return {
-            "loss": f"{latest['loss']:.3f}",
+            "loss": f"{latest['loss']:.3f}" if "loss" in latest else "not finite",
             "accuracy": f"{latest['accuracy']:.1%}",
             "images/s": f"{latest['images_per_second']:.0f}",
             "memory": f"{latest['memory_gib']:.1f} GiB",

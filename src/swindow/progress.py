@@ -129,8 +129,26 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+class Stopped(KeyboardInterrupt):
+    """A signal that came while all was saved."""
+
+
 class Stopper:
     """Turns SIGINT and SIGTERM into a wish: finish the step, save and stop. A second signal stops at once."""
+
+    saved = False
+    """Whether all there is to lose is saved, so that a signal may end what goes on."""
+
+    @contextlib.contextmanager
+    def all_saved(self, enabled: bool = True) -> Iterator[None]:
+        """Within, a signal raises `Stopped` at once; also one that came before."""
+        if enabled and self.signal is not None:
+            raise Stopped(self.signal)
+        self.saved = enabled
+        try:
+            yield
+        finally:
+            self.saved = False
 
     def __enter__(self) -> "Stopper":
         import signal
@@ -154,6 +172,8 @@ class Stopper:
 
         self.signal = signal.Signals(number).name
         self._restore()
+        if self.saved:
+            raise Stopped(self.signal)
 
     def _restore(self) -> None:
         import signal

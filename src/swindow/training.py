@@ -29,7 +29,7 @@ from swindow.preparing import (
     tell_problems,
     with_batch,
 )
-from swindow.progress import Progress, Silent, Stopper, counting, watcher
+from swindow.progress import Progress, Silent, Stopped, Stopper, counting, watcher
 from swindow.reporting import forget_progress
 from swindow.run_folder import RunFolder
 from swindow.settings import FREE, TrainConfig, default_out
@@ -69,6 +69,9 @@ def _train(config: TrainConfig, resume: bool, progress: Progress, ranks: Ranks) 
     # Where we run
     device = pick_device(config.device, ranks.local)
     precision = pick_precision(config.precision, device)
+
+    if ranks.world == 1 and config.parallel.strategy == "fsdp":
+        progress.say("one process alone: nothing is cut up, and --parallel.* changes nothing; see --devices")
 
     # Where it goes
     run = RunFolder(
@@ -191,7 +194,8 @@ def _train(config: TrainConfig, resume: bool, progress: Progress, ranks: Ranks) 
                             break
                         if due(epoch + 1, config.eval_every, epochs):
                             run.save(learner)  # what was learned outlives an evaluation that fails
-                            judge(learner, judged_on, config, epochs, run, progress)
+                            with stopper.all_saved(ranks.world == 1):  # several would wait for each other
+                                judge(learner, judged_on, config, epochs, run, progress)
                             meter.restart()
                         position.epoch, position.batch = epoch + 1, 0
                     if stops.reason():
@@ -202,16 +206,25 @@ def _train(config: TrainConfig, resume: bool, progress: Progress, ranks: Ranks) 
                 run.save(learner)
             raise
 
+        except Stopped as stopped:
+            return _stopped(run, position.step, str(stopped), progress)
+
         # Finish
         reason = stops.reason() or "finished"
         run.save(learner)
         run.finish_saving()
         if reason in SIGNALS:
-            progress.say(
-                f"stopped by {reason} at step {position.step}; the same command with --resume goes on ({run.path})"
-            )
-            return TrainResult(run.path, position.step, reason)
-        return finish(config, learner, judged_on, loader, epochs, run, reason, meter.peak_gib(), progress)
+            return _stopped(run, position.step, reason, progress)
+        try:
+            with stopper.all_saved(ranks.world == 1):
+                return finish(config, learner, judged_on, loader, epochs, run, reason, meter.peak_gib(), progress)
+        except Stopped as stopped:
+            return _stopped(run, position.step, str(stopped), progress)
+
+
+def _stopped(run: RunFolder, step: int, reason: str, progress: Progress) -> TrainResult:
+    progress.say(f"stopped by {reason} at step {step}; the same command with --resume goes on ({run.path})")
+    return TrainResult(run.path, step, reason)
 
 
 def _out_of_memory(config: TrainConfig, out: str, ranks: Ranks) -> OutOfMemory:

@@ -66,7 +66,7 @@ class Copies:
                 self.buffers[name] = torch.empty(
                     tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=tensor.is_cuda
                 )
-            self.buffers[name].copy_(tensor, non_blocking=True)
+            self.buffers[name].copy_(tensor, non_blocking=tensor.is_cuda)
         if any(tensor.is_cuda for tensor in tensors.values()):
             torch.cuda.current_stream().synchronize()
         return {name: self.buffers[name] for name in tensors}
