@@ -7,7 +7,7 @@ PYTEST := $(BIN)/python -m pytest -q
 DEMO   ?= runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-segment demo-detect test test-all test-gpu lint types floors fmt bench chaos lock clean
+.PHONY: help setup demo demo-segment demo-detect test test-all test-gpu lint types floors fmt bench bench-data chaos lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -75,6 +75,13 @@ bench: setup  ## the comparisons that need no data of yours (half an hour)
 	-OMP_WAIT_POLICY=passive $(BIN)/swindow bench --suite cpu --out benchmarks/results
 	$(BIN)/python benchmarks/loop_overhead.py
 	OMP_WAIT_POLICY=passive $(BIN)/python benchmarks/accuracy.py digits --seeds 3
+
+DATA ?= ../shared/data
+bench-data: setup  ## the comparisons that need data sets in DATA: distillation, SimMIM, loading, saving (over an hour)
+	OMP_WAIT_POLICY=passive $(BIN)/python benchmarks/async_save.py
+	OMP_WAIT_POLICY=passive $(BIN)/python benchmarks/loading_vs_timm.py $(DATA)/grocery-photos/train
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/distillation.py $(DATA)/fashion-mnist --work runs/distillation
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/simmim.py $(DATA)/grocery-photos --seeds 3
 
 lock: setup  ## renew requirements.lock: names, versions, hashes, no addresses
 	$(BIN)/uv pip compile -q pyproject.toml --all-extras --group dev -c constraints.txt --generate-hashes \
