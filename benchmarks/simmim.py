@@ -2,10 +2,10 @@
 
     python benchmarks/simmim.py path/to/grocery-photos --seeds 3
 
-For each seed a model is pretrained on the training photos (the validation photos are not looked at, labels neither),
-then two models of one shape learn from labels for the same number of steps, by the same recipe, on the same batches:
-one starts from scratch, the other from the pretrained backbone. What pretraining costs is written down beside. Photos
-are decoded once and kept at 1.25 times the input's side, so that the minutes are the model's.
+For each seed a model is pretrained on the training photos (the validation photos are not looked at, labels neither).
+Then, for each budget, two models of one shape learn from labels for the same number of steps, by the same recipe, on
+the same batches: one starts from scratch, the other from the pretrained backbone. What pretraining costs is written
+down beside. Photos are decoded once and kept at 1.25 times the input's side, so that the minutes are the model's.
 """
 
 import argparse
@@ -43,8 +43,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--pretrain-steps", type=int, default=600)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--pretrain-steps", type=int, default=700)
+    parser.add_argument("--steps", type=int, nargs="+", default=[120, 300], help="budgets with labels")
     parser.add_argument("--layer-decay", type=float, default=1.0)
     parser.add_argument("--share", type=float, default=1.0, help="the pretrained arm's rates as a share of the other's")
     parser.add_argument("--first-seed", type=int, default=0)
@@ -61,12 +61,13 @@ def main() -> None:
         painting = evaluate(painter, val, split="val", batch=BATCH, device="cpu")
         found = {"seed": seed, "explained": painting.explained, "pretrain_seconds": round(paint_seconds)}
         print(painting.table(most=0), f"{paint_seconds:.0f} s", flush=True)
-        for arm, body, optim in (("scratch", None, MUON), ("pretrained", painter.backbone, spared)):
-            accuracy, seconds = taught(train, val, seed, asked.steps, optim, body)
-            found |= {arm: accuracy, f"{arm}_seconds": round(seconds)}
-            print(f"seed {seed}  {arm}: {accuracy:.2%} in {seconds:.0f} s", flush=True)
+        for steps in asked.steps:
+            for arm, body, optim in (("scratch", None, MUON), ("pretrained", painter.backbone, spared)):
+                accuracy, seconds = taught(train, val, seed, steps, optim, body)
+                found[f"{arm}, {steps} steps"] = {"accuracy": accuracy, "seconds": round(seconds)}
+                print(f"seed {seed}  {arm}, {steps} steps: {accuracy:.2%} in {seconds:.0f} s", flush=True)
         runs.append(found)
-    figures = summary(runs)
+    figures = {f"{steps} steps": summary(runs, steps) for steps in asked.steps}
     print(figures)
     if not asked.trial:
         shape = {**SHAPE, **PAINT, "size": SIZE, "batch": BATCH, "stored": STORED}
@@ -74,10 +75,12 @@ def main() -> None:
         print(write_record("simmim", {"settings": settings, "accuracy": figures, "runs": runs}))
 
 
-def summary(runs: list[dict]) -> dict:
-    """Mean and deviation over the seeds of both arms, and of the difference seed by seed."""
-    columns = {arm: [run[arm] for run in runs] for arm in ("scratch", "pretrained")}
-    columns["difference"] = [run["pretrained"] - run["scratch"] for run in runs]
+def summary(runs: list[dict], steps: int) -> dict:
+    """Mean and deviation over the seeds of both arms of a budget, and of the difference seed by seed."""
+    arms = ("scratch", "pretrained")
+    columns = {arm: [run[f"{arm}, {steps} steps"]["accuracy"] for run in runs] for arm in arms}
+    pairs = zip(columns["scratch"], columns["pretrained"], strict=True)
+    columns["difference"] = [after - before for before, after in pairs]
     return {
         name: {
             "mean": statistics.mean(values),

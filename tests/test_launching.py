@@ -182,6 +182,15 @@ def test_srun_says_which_process_this_is(monkeypatch):
     assert os.environ["MASTER_PORT"] == "29500"
 
 
+@pytest.mark.skipif(not hasattr(os, "waitid"), reason="this system does not tell")
+def test_signals_go_to_children_alone():
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    assert launching._is_ours(child.pid)
+    child.communicate(b"\n")
+    assert not launching._is_ours(child.pid)
+    assert not launching._is_ours(os.getppid())
+
+
 def test_a_code_is_written_by_the_first_alone(tmp_path):
     assert launching._write_once(tmp_path / "verdict", "2")
     assert not launching._write_once(tmp_path / "verdict", "143")

@@ -180,6 +180,7 @@ def test_what_goes_with_labels_is_refused(config, tmp_path):
     for changes, message in (
         ({"augment": {"mixup": 0.2}}, "pretraining learns from images alone; leave out augment.mixup"),
         ({"teacher": "somebody"}, "pretraining learns from images alone; leave out --teacher"),
+        ({"distill": "hard"}, "pretraining learns from images alone; leave out distill and distillation"),
         ({"model": "swin_micro"}, "swin_micro is to classify and .* is data to pretrain"),
         ({"size": 18}, "images of 18x18 pixels are not whole cells of mask_patch 4"),
     ):

@@ -254,8 +254,10 @@ def objective_for(
         ConfigError: settings of a teacher, and no teacher; or one that cannot teach this model.
     """
     if source.task == "pretrain":
-        if config.teacher or config.augment.mixes:
-            given = "--teacher" if config.teacher else "augment.mixup and augment.cutmix"
+        given = "--teacher" if config.teacher else "augment.mixup and augment.cutmix" if config.augment.mixes else ""
+        if not given and (config.distill != "soft" or config.distillation != DistillConfig()):
+            given = "distill and distillation"
+        if given:
             raise ConfigError(f"pretraining learns from images alone; leave out {given}")
         return MaskedImages(model)
     if not config.teacher:

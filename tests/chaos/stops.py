@@ -15,7 +15,8 @@ SLOW = 0.001
 def stops(training: Training, lanes: Lanes, *, count: int, seed: int, longest: float = 10.0) -> Result:
     """`count` signals, one to a run, four of five of them SIGTERM; then the run goes on.
 
-    A signal before the first step or after the last save may end the program by default: there is nothing to lose.
+    A signal before the first step or after the last save may end the program by default: there is nothing to lose. One
+    that comes too late finds the run finished.
     Passes if no step is done twice, no exit takes longer than `longest` seconds, exit codes are right, nobody sees a
     traceback, and every run ends in the state of the one that was left alone.
     """
@@ -40,7 +41,7 @@ def stops(training: Training, lanes: Lanes, *, count: int, seed: int, longest: f
             took, reached = time.monotonic() - told, board.step
             code, said, again = one.go() if (first := code) in (CODES[number], -number) else (code, "", board)
             state = training.state(one.run) if code == 0 else f"exit {code}: {said[-1500:]}"
-            lost = max(reached - again.began, 0) if reached >= 0 and again.began >= 0 else 0
+            lost = max(reached - again.began, 0) if first and reached >= 0 and again.began >= 0 else 0
             return {
                 "signal": number.name,
                 "sent": True,

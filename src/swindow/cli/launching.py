@@ -93,7 +93,7 @@ def _watched(words: list[str], count: int, restarts: int, desk: Path) -> str:
 
     def work() -> None:
         try:
-            outcome.append(_agent(words, count, restarts))
+            outcome.append(_agent(words, count, restarts, desk))
         except BaseException as error:  # noqa: BLE001  # raised again by whoever waits for this thread
             outcome.append(error)
 
@@ -106,7 +106,8 @@ def _watched(words: list[str], count: int, restarts: int, desk: Path) -> str:
     return outcome[0]
 
 
-def _agent(words: list[str], count: int, restarts: int) -> str:
+def _agent(words: list[str], count: int, restarts: int, desk: Path) -> str:
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -120,6 +121,7 @@ def _agent(words: list[str], count: int, restarts: int) -> str:
         rdzv_endpoint="localhost:0",
         local_addr="localhost",
         max_restarts=restarts,
+        logs_specs=DefaultLogsSpecs(log_dir=str(desk / "logs")),  # by default a folder that nobody would remove
     )
     try:
         elastic_launch(config, sys.executable)("-m", "swindow.cli.launching", *words)
@@ -140,6 +142,8 @@ def _handing_on(desk: Path) -> Iterator[None]:
     def hand_on(number: int, _: Any) -> None:
         first = _write_once(desk / "stop", str(128 + number))
         for path in desk.glob("*.pid"):
+            if not _is_ours(int(path.stem)):
+                continue
             try:
                 os.kill(int(path.stem), number if first else signal.SIGKILL)
             except ProcessLookupError:  # it has ended, and may have been followed by another
@@ -151,6 +155,20 @@ def _handing_on(desk: Path) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _is_ours(process: int) -> bool:
+    """Whether a process is a child of this one: when a child has ended, others may get its number.
+
+    The agent starts the processes from a thread of this one, so each is a child of it until it has been waited for.
+    """
+    if not hasattr(os, "waitid"):  # Windows, and macOS before Python 3.13
+        return True
+    try:
+        os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
 
 
 def member(words: list[str]) -> NoReturn:

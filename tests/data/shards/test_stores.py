@@ -13,9 +13,12 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from swindow.data import open_data
 from swindow.data.labelled import Images
+from swindow.data.shards.cache import CachedStore
+from swindow.data.shards.encoded import TarImages
 from swindow.data.shards.order import WindowedOrder
 from swindow.data.shards.packing import PackConfig, pack
-from swindow.data.shards.stores import RemoteStore
+from swindow.data.shards.parquets import Columns, read_group
+from swindow.data.shards.stores import LocalStore, RemoteStore
 from swindow.errors import DataError
 from swindow.progress import Silent
 
@@ -90,6 +93,70 @@ def test_a_url_that_fsspec_does_not_know_is_an_error() -> None:
         open_data("nowhere://x")
     with pytest.raises(DataError, match="pack the data"):
         open_data("memory://empty-place")
+
+
+@pytest.mark.parametrize("name", ["../x.tar", "a/../../x.tar", "..\\x.tar", "/etc/x.tar", "C:\\x.tar"])
+def test_a_name_that_leads_out_of_the_cache_is_refused(tmp_path: Path, name: str) -> None:
+    store = CachedStore(RemoteStore("memory://b"), tmp_path / "cache", {name: (3, "")})
+    with pytest.raises(DataError, match="names a place outside of the cache; rename it"):
+        store.read(name)
+    assert "outside of the cache" in str(store.ranges([(name, 0, 3)])[0])
+    assert not list(tmp_path.iterdir())
+
+
+def test_rows_of_a_tar_that_claims_too_much_are_errors_and_the_others_stand(tmp_path: Path) -> None:
+    (tmp_path / "x.tar").write_bytes(b"onetwo")
+    images = TarImages(
+        store=LocalStore(str(tmp_path)),
+        shards=("x.tar",),
+        sums={"x.tar": (6, "")},
+        shard=np.zeros(3, int),
+        offset=np.asarray([0, 0, 3]),
+        size=np.asarray([3, 64 * 2**30, 3]),
+        keys=["a", "b", "c"],
+    )
+    one, large, two = images.read([0, 1, 2])
+    assert (one, two) == (b"one", b"two")
+    assert "x.tar/b: 68,719,476,736 bytes are no image" in str(large)
+    assert [type(found) for found in images.read([1])] == [DataError]
+
+
+def test_row_groups_that_fail_for_a_moment_are_asked_for_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(arrow.table({"image": [b"one", b"two"]}), tmp_path / "x.parquet")
+    content = (tmp_path / "x.parquet").read_bytes()
+    MemoryFileSystem().pipe_file(f"/{tmp_path.name}/x.parquet", content)
+    store = RemoteStore(f"memory://{tmp_path.name}", attempts=3, first_wait=0.001)
+    tries: list[Any] = []
+    whole, errors = parquet.ParquetFile, [TimeoutError(), ConnectionResetError("reset by peer")]
+
+    def opened(*given: Any, **how: Any) -> Any:
+        tries.append(given)
+        if errors:
+            raise errors.pop()
+        return whole(*given, **how)
+
+    monkeypatch.setattr(parquet, "ParquetFile", opened)
+    assert read_group(store, "x.parquet", 0, Columns("image", "", "label", None)) == [b"one", b"two"]
+    assert len(tries) == 3
+    errors += [OSError("Corrupt snappy compressed data.")]
+    with pytest.raises(DataError, match=r"cannot be read as Parquet \(Corrupt"):
+        read_group(store, "x.parquet", 0, Columns("image", "", "label", None))
+    assert len(tries) == 4
+    errors += [TimeoutError("slow")] * 3
+    with pytest.raises(DataError, match=r"cannot be read after 3 attempts \(slow\)"):
+        read_group(store, "x.parquet", 0, Columns("image", "", "label", None))
+
+
+def test_writers_of_the_same_file_do_not_meet_and_leave_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / "in").write_bytes(b"new")
+    store = LocalStore(str(tmp_path / "out"))
+    store.put(tmp_path / "in", "a/x")
+    assert [path.name for path in (tmp_path / "out" / "a").iterdir()] == ["x"]
+    with pytest.raises(FileNotFoundError):
+        store.put(tmp_path / "none", "a/x")
+    assert [path.name for path in (tmp_path / "out" / "a").iterdir()] == ["x"]
+    assert store.read("a/x") == b"new"
 
 
 def test_an_epoch_is_a_permutation_that_stays_within_windows() -> None:

@@ -8,6 +8,7 @@ import sys
 import time
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 
 import hostile
@@ -26,8 +27,9 @@ from predicted_parts import (
 from swindow import cli
 from swindow.checkpoints import save
 from swindow.errors import ConfigError, DataError, SwindowError
+from swindow.images import LIMITS
 from swindow.predict import Failure, Predictor
-from swindow.predict.bulk import predict_parts, work
+from swindow.predict.bulk import is_shard, plan, predict_parts, reading, work
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +120,20 @@ def test_rows_of_a_damaged_row_group_are_errors_and_the_others_stand(predictor, 
     bad = [row for row, one in enumerate(rows) if one["error"] is not None]
     assert bad
     assert {*bad} <= {*range(8)}
+
+
+@pytest.mark.parametrize("error", [TimeoutError(), type("HTTPClientError", (Exception,), {})("gone for a moment")])
+def test_a_table_that_the_network_keeps_back_is_no_answer(predictor, tmp_path, monkeypatch, error):
+    (tmp_path / "x.parquet").write_bytes(parquet_of(images(3)))
+
+    class Failing(pyarrow.parquet.ParquetFile):
+        def iter_batches(self, *given, **how):
+            raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pyarrow.parquet, "ParquetFile", Failing)
+        with pytest.raises(reading.Unreachable, match=r"x\.parquet: cannot be read \(.*check the network"):
+            list(reading.pictures([plan.Span(str(tmp_path / "x.parquet"), "parquet", 1, "", 0, 0, 3)], LIMITS, 1))
 
 
 def test_large_members_span_blocks(predictor, tmp_path, monkeypatch):
@@ -349,6 +365,18 @@ def test_the_command_writes_parts_when_asked_and_for_shards(predictor, folder, t
         assert (out / "plan.json").exists() == (place != folder or bool(flags))
         assert (out / "predictions.jsonl").exists() == (place == folder and not flags)
     assert "in 1 parts: " in capsys.readouterr().out
+
+
+def test_a_folder_of_shards_is_predicted_in_parts(predictor, tmp_path, capsys):
+    (tmp_path / "in" / "train").mkdir(parents=True)
+    (tmp_path / "in" / "train" / "x.tar").write_bytes(tar_of(images(3)))
+    assert is_shard(tmp_path / "in")
+    save(predictor.asked.model, tmp_path / "run")
+    words = ["predict", str(tmp_path / "run"), str(tmp_path / "in"), "--device", "cpu", "--out", str(tmp_path / "out")]
+    assert cli.run(words) == 0
+    assert (tmp_path / "out" / "plan.json").exists()
+    (tmp_path / "in" / "scan.nii.gz").touch()
+    assert not is_shard(tmp_path / "in")  # volumes are predicted one by one
 
 
 def test_help_does_not_wait_for_torch():

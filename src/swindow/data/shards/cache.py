@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import BinaryIO
 
 from swindow.data.shards.stores import LocalStore, Store
@@ -64,6 +64,9 @@ class CachedStore:
         return self.store.place(name)
 
     def _fetch(self, name: str) -> None:
+        words = PureWindowsPath(name)  # which takes both kinds of slashes for what they may be
+        if words.anchor or ".." in words.parts:
+            raise DataError(f"{self.place(name)}: names a place outside of the cache; rename it")
         size, sha256 = self.sums[name]
         copy = Path(self.local.root, name)
         try:

@@ -14,6 +14,7 @@ from swindow.data.shards.order import WindowedOrder
 from swindow.data.shards.parquets import Columns, read_group
 from swindow.data.shards.stores import Store
 from swindow.errors import DataError
+from swindow.images import LIMITS
 
 NEAR = 2**16  # bytes between two images that are read along rather than skipped by a second request
 MOST_AT_ONCE = 2**24  # bytes of one request
@@ -43,7 +44,9 @@ class TarImages:
 
     def read(self, rows: Sequence[int]) -> list[bytes | DataError]:
         """The encoded bytes of some rows; an error, named, in the place of those that cannot be read."""
-        places = sorted(range(len(rows)), key=lambda place: (self.shard[rows[place]], self.offset[rows[place]]))
+        found: list[Any] = [self._too_large(row) for row in rows]
+        places = [place for place, error in enumerate(found) if error is None]
+        places.sort(key=lambda place: (self.shard[rows[place]], self.offset[rows[place]]))
         groups: list[list[int]] = []
         for place in places:
             if groups and self._joins([rows[member] for member in groups[-1]], rows[place]):
@@ -51,8 +54,8 @@ class TarImages:
             else:
                 groups.append([place])
         spans = [self._span([rows[place] for place in group]) for group in groups]
-        found: list[Any] = [None] * len(rows)
-        for group, (_, start, _), data in zip(groups, spans, self.store.ranges(spans), strict=True):
+        contents = self.store.ranges(spans) if spans else []
+        for group, (_, start, _), data in zip(groups, spans, contents, strict=True):
             for place in group:
                 begin = int(self.offset[rows[place]]) - start
                 if isinstance(data, DataError):
@@ -76,6 +79,15 @@ class TarImages:
     def cached(self, folder: str | Path) -> "TarImages":
         """The same images, whole shards copied to a folder of this machine when they are first needed."""
         return dataclasses.replace(self, store=CachedStore(self.store, folder, self.sums))
+
+    def _too_large(self, row: int) -> DataError | None:
+        """An error where a tar promises more than any image has: it is not asked for, whether it is there or not."""
+        size = int(self.size[row])
+        if size <= LIMITS.max_file_bytes:
+            return None
+        return DataError(
+            f"{self.name(row)}: {size:,} bytes are no image; leave it out (at most {LIMITS.max_file_bytes:,} are read)"
+        )
 
     def _joins(self, rows: Sequence[int], row: int) -> bool:
         _, start, end = self._span(rows)

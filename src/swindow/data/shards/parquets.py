@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Any, BinaryIO, NamedTuple
 
-from swindow.data.shards.stores import Store
+from swindow.data.shards.stores import RemoteStore, Store, is_passing
 from swindow.errors import DataError, require
 
 IMAGE_COLUMNS = ("image", "img", "bytes", "image_bytes", "jpg", "jpeg", "png", "webp", "picture", "content")
@@ -68,20 +68,38 @@ def read_group(store: Store, name: str, group: int, columns: Columns) -> list[by
     """The encoded images of one row group; None where there are no bytes.
 
     Raises:
-        DataError: it cannot be read.
+        DataError: it cannot be read, from object storage also not by another attempt.
     """
     arrow, parquet = _arrow()
-    with store.open(name) as stream:
+    wanted = f"{columns.image}.{columns.inner}" if columns.inner else columns.image
+
+    def read() -> Any:
+        """The table, or an error that another attempt would not mend; `open` has made its own."""
         try:
-            file = parquet.ParquetFile(stream, pre_buffer=True)
-            wanted = f"{columns.image}.{columns.inner}" if columns.inner else columns.image
-            table = file.read_row_group(group, columns=[wanted])
+            with store.open(name) as stream:
+                return parquet.ParquetFile(stream, pre_buffer=True).read_row_group(group, columns=[wanted])
+        except DataError as error:
+            return error
         except (OSError, EOFError, IndexError, arrow.ArrowException) as error:
-            raise _damaged(store.place(name), error) from error
+            if isinstance(store, RemoteStore) and not is_damage(error):
+                raise
+            return _damaged(store.place(name), error)
+
+    table = store.retried(read, store.place(name)) if isinstance(store, RemoteStore) else read()
+    if isinstance(table, DataError):
+        raise table
     column = table.column(0)
     if columns.inner:
         column = arrow.compute.struct_field(column, columns.inner)
     return column.to_pylist()
+
+
+def is_damage(error: BaseException) -> bool:
+    """Whether an error met in reading is the file's own, or at least one that no other attempt would mend.
+
+    pyarrow tells of damage by an `OSError` without a number; what a network fails by has one, or a type of its own.
+    """
+    return not is_passing(error) or (type(error) is OSError and error.errno is None)
 
 
 def columns_of(store: Store, name: str) -> Columns:

@@ -7,6 +7,7 @@ AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL and the rest of ``AWS
 
 import os
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, TypeVar, runtime_checkable
@@ -127,16 +128,19 @@ class LocalStore:
             raise _unreadable(self.place(name), error) from error
 
     def put(self, local: Path, name: str) -> None:
-        """By a new file that then takes its name."""
+        """By a new file, of a name that nobody else writes, that then takes its name."""
         target = Path(self.root, name)
         target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_name(f".{target.name}.part")
-        with local.open("rb") as source, part.open("wb") as copy:
-            while piece := source.read(2**22):
-                copy.write(piece)
-            copy.flush()
-            os.fsync(copy.fileno())
-        part.replace(target)
+        part = target.with_name(f".{target.name}.{uuid.uuid4().hex}.part")
+        try:
+            with local.open("rb") as source, part.open("wb") as copy:
+                while piece := source.read(2**22):
+                    copy.write(piece)
+                copy.flush()
+                os.fsync(copy.fileno())
+            part.replace(target)
+        finally:
+            part.unlink(missing_ok=True)
 
     def remove(self, name: str) -> None:
         """Delete one file."""

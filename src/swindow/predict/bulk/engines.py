@@ -66,6 +66,10 @@ def on_ray(
     if not any(name in os.environ for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN")):
         # Whoever talks to our own Ray must know this; Ray by itself would keep one in the user's home.
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    if not os.environ.get("RAY_ADDRESS"):
+        # A cluster of our own is of one machine: it listens on the loopback, as Ray does by itself on Windows and macOS
+        # but not on Linux. Ray reads this when it is imported.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     ray = require("ray", extra="ray")
     data = require("ray.data", extra="ray")
     for name in ("ray", "ray.data"):

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from swindow.data.folders import is_litter
 from swindow.data.inventory import natural_key
+from swindow.data.shards.finding import holds_shards
 from swindow.data.shards.stores import RemoteStore, is_url
 from swindow.data.volume_files import volume_suffix
 from swindow.errors import DataError
@@ -74,8 +75,18 @@ def kind_of(path: str) -> str | None:
 
 
 def is_shard(path: str | Path) -> bool:
-    """Whether a name is one of a tar or Parquet file."""
-    return kind_of(str(path)) in (TAR, PARQUET)
+    """Whether a name is one of a tar or Parquet file, or a folder has such as `swindow train` takes them.
+
+    No images and no volumes may lie beside them.
+    """
+    if kind_of(str(path)) in (TAR, PARQUET):
+        return True
+    try:
+        if is_url(path) or not Path(path).is_dir() or not holds_shards(path):
+            return False
+        return not any(volume_suffix(entry) for pattern in ("*", "*/*") for entry in Path(path).glob(pattern))
+    except OSError:  # whoever lists it says so
+        return False
 
 
 def _expanded(given: str) -> Iterator[Item]:

@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from swindow.data.shards import tars
+from swindow.data.shards import parquets, tars
 from swindow.data.shards.stores import Store, is_url
 from swindow.errors import DataError
 from swindow.images import ImageLimits, Source
@@ -85,7 +85,8 @@ def _of_rows(span: Span) -> Iterator[Picture]:
             yield Picture(name, path, f"{name}: has no bytes" if content is None else Named(content, name))
             row += 1
     except DataError as error:
-        if error.__cause__ is None or getattr(error.__cause__, "errno", None) is not None:
+        cause = error.__cause__
+        if cause is None or getattr(cause, "errno", None) is not None or not parquets.is_damage(cause):
             raise Unreachable(str(error)) from error  # damage has no number of an operating system's error
         for left in range(row, span.stop):
             yield Picture(f"{span.source}#{span.first + left}", None, f"{error} (row {span.first + left})")

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from swindow.data.shards import parquets
+from swindow.data.shards.stores import is_passing
 from swindow.errors import DataError, require
 from swindow.predict.bulk.places import stored
 
@@ -24,8 +25,10 @@ def row_groups(source: str) -> list[int]:
             file = parquet.ParquetFile(stream)
             _image_column(arrow, file.schema_arrow, source)
             return [file.metadata.row_group(number).num_rows for number in range(file.metadata.num_row_groups)]
-        except (OSError, EOFError, arrow.ArrowException) as error:
-            raise _damaged(source, error) from error
+        except Exception as error:
+            if not isinstance(error, arrow.ArrowException | OSError) and not is_passing(error):
+                raise
+            raise _failed(source, error) from error
 
 
 def rows_of(source: str, group: int, start: int, stop: int) -> Iterator[tuple[str | None, bytes | None]]:
@@ -48,8 +51,10 @@ def rows_of(source: str, group: int, start: int, stop: int) -> Iterator[tuple[st
                     yield (value.get("path"), value["bytes"]) if inner and value else (None, value)
                 if row >= stop:
                     return
-        except (OSError, EOFError, arrow.ArrowException) as error:
-            raise _damaged(source, error) from error
+        except Exception as error:  # libraries of storage have errors of their own
+            if not isinstance(error, arrow.ArrowException | OSError) and not is_passing(error):
+                raise
+            raise _failed(source, error) from error
 
 
 def _image_column(arrow: Any, schema: Any, source: str) -> tuple[str, bool]:
@@ -64,6 +69,8 @@ def _image_column(arrow: Any, schema: Any, source: str) -> tuple[str, bool]:
     return names[0], arrow.types.is_struct(schema.field(names[0]).type)
 
 
-def _damaged(source: str, error: BaseException) -> DataError:
+def _failed(source: str, error: BaseException) -> DataError:
     reason = (str(error) or type(error).__name__).splitlines()[0]
+    if not parquets.is_damage(error):
+        return DataError(f"{source}: cannot be read ({reason}); check the network, and start again")
     return DataError(f"{source}: cannot be read as Parquet ({reason}); fetch or pack it anew")
