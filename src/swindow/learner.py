@@ -199,7 +199,7 @@ class Learner:
         """The part of the state that is plain values."""
         state: dict[str, Any] = {"total": self.total, "seed": self.seed, "scaler": self.scaler.state_dict()}
         if self.position.in_a_row:
-            state["good"] = dataclasses.asdict(self.good)
+            state["good"] = {name: x for name, x in dataclasses.asdict(self.good).items() if name != "seconds"}
         return {**dataclasses.asdict(self.position), **state}
 
     def take_up(self, saved: Saved) -> None:
@@ -214,7 +214,7 @@ class Learner:
         saved.fill(self.tensors())
         self.scaler.load_state_dict(saved.facts["scaler"])
         self.position = Position(**{field.name: saved.facts[field.name] for field in dataclasses.fields(Position)})
-        self.good = Position(**saved.facts.get("good", dataclasses.asdict(self.position)))
+        self.good = dataclasses.replace(self.position, **saved.facts.get("good", {}))
 
     def judged(self) -> Model:
         """The usable model in one piece, to judge and to keep; every process must ask. Not to be trained.

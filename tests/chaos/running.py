@@ -23,7 +23,7 @@ RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 def main() -> None:
     """The command line; exits 1 if a bar does not hold."""
     asked, command = _words(sys.argv[1:])
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has its background jobs ignore it
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell has its background jobs ignore it
     if not preloaded():
         _begin_again_with_the_library()
     with _place() as place:

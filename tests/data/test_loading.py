@@ -437,7 +437,7 @@ def test_repeated_augmentation_shows_a_part_of_the_images_in_several_variants(ph
 
 
 def test_a_reader_that_hangs_is_an_error_that_says_what_it_waited_for() -> None:
-    loader = Loader(Sleeper(), [[0, 1], [2, 3], [4, 5]], workers=1, timeout=5)
+    loader = Loader(Sleeper(), [[0, 1], [2, 3], [4, 5]], workers=1, timeout=5.0)
     batches = iter(loader)
     assert next(batches).indices.tolist() == [0, 1]
     with pytest.raises(DataError, match=r"hangs: timed out after 5.*awaited was the batch of c\.png and 1 more"):
