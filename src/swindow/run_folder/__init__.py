@@ -280,8 +280,8 @@ class RunFolder:
 
     def _open(self, config: Any, *, resume: bool, free: frozenset[str]) -> Saved | None:
         self._create()
-        self.lock.take()
         with naming(self.path, "cannot write here"):
+            self.lock.take()
             for draft in (*self.path.glob(".*.????????.tmp"), *self.path.glob(".write-test-*")):  # a crash left them
                 draft.unlink(missing_ok=True)
             settle(self.path / "best")
